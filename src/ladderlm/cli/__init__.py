@@ -1,0 +1,1 @@
+"""The command line: one lazy table of verbs. Each file only parses and prints."""

@@ -1,0 +1,255 @@
+"""The workspace on disk: files written whole or not at all, locks, run folders, and one SQLite database."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from ladderlm.errors import FormatError, LadderError, NotFound, StorageError
+from ladderlm.types import Run
+
+SCHEMA_VERSION = 1
+_SCHEMA = (
+    """
+    CREATE TABLE conversations (id INTEGER PRIMARY KEY, created REAL, model TEXT, conversation TEXT, sampling TEXT);
+    CREATE TABLE templates (name TEXT PRIMARY KEY, body TEXT NOT NULL, system TEXT, created REAL);
+    """,
+)
+
+
+def home() -> Path:
+    """The workspace: `$LADDERLM_HOME`, else `~/.ladderlm`."""
+    return Path(os.environ.get("LADDERLM_HOME") or Path.home() / ".ladderlm").expanduser()
+
+
+def models_dir() -> Path:
+    return home() / "models"
+
+
+def cache_dir() -> Path:
+    return home() / "cache"
+
+
+def runs_dir() -> Path:
+    return home() / "runs"
+
+
+# --- Files --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns the operating system's complaints about `path` into StorageErrors that name the cure."""
+    try:
+        yield
+    except LadderError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError("the disk is full", where=str(path), cure="free space or set LADDERLM_HOME") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise StorageError("cannot write", where=str(path), cure="check permissions or set LADDERLM_HOME") from error
+        raise
+
+
+def make_dir(path: Path) -> Path:
+    with storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Opens a sibling temporary file that replaces `path` only when the block ends without an error."""
+    make_dir(path.parent)
+    with storage_errors(path):
+        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        try:
+            with os.fdopen(fd, mode, encoding=None if "b" in mode else "utf-8") as f:
+                yield f
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+
+
+@contextlib.contextmanager
+def atomic_dir(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yields a sibling temporary folder that becomes `path` only when the block ends without an error.
+
+    Raises StorageError when `path` exists and `replace` is false.
+    """
+    if path.exists() and not replace:
+        raise StorageError("already exists", where=str(path), cure="choose another name or remove it")
+    make_dir(path.parent)
+    with storage_errors(path):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as f:
+                        os.fsync(f.fileno())
+            temporary.chmod(0o755)
+            if path.exists():
+                old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
+                os.rename(path, old)
+                os.rename(temporary, path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.rename(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def lock(path: Path, timeout: float = 600.0) -> Iterator[None]:
+    """Holds an exclusive lock beside `path` against other processes and threads; dies with the process."""
+    make_dir(path.parent)
+    file = path.with_name(path.name + ".lock")
+    with storage_errors(file):
+        fd = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        until = time.monotonic() + timeout
+        while not _try_lock(fd):
+            if time.monotonic() > until:
+                raise StorageError("another process holds the lock", where=str(file), cure="wait for it or end it")
+            time.sleep(0.05)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            return True
+        except OSError:
+            return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`. NotFound or FormatError with its name otherwise."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotFound("no such file", where=str(path)) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FormatError(f"not valid JSON: {error}", where=str(path)) from None
+
+
+def write_json(path: Path, data: Any) -> None:
+    with atomic_file(path) as f:
+        json.dump(data, f, indent=2, ensure_ascii=False)
+        f.write("\n")
+
+
+# --- Runs ---------------------------------------------------------------------------------------------------------
+
+
+def new_run(kind: str, config: Mapping[str, Any], *, path: Path | None = None) -> Run:
+    """Creates a run folder (named by kind and time unless `path` is given) and writes its config.json."""
+    if path is None:
+        path = runs_dir() / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    make_dir(path / "checkpoints")
+    run = Run(path)
+    write_json(run.config, {"format": 1, "kind": kind, "created": time.time(), **config})
+    return run
+
+
+def open_run(name: str | Path) -> Run:
+    """An existing run by id or path."""
+    for path in (Path(name), runs_dir() / str(name)):
+        if (path / "config.json").exists():
+            return Run(path)
+    raise NotFound(f"no such run {str(name)!r}", where=str(runs_dir()), cure="see: ladderlm runs")
+
+
+def list_runs() -> list[Run]:
+    root = runs_dir()
+    return [Run(p.parent) for p in sorted(root.glob("*/config.json"))] if root.exists() else []
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds one line, flushed, so that a killed run keeps what it wrote."""
+    with storage_errors(path), path.open("a", encoding="utf-8") as f:
+        f.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of `path`; a torn last line (the process was killed) is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number == len(lines):
+                break
+            raise FormatError("not valid JSON", where=f"{path}:{number}") from None
+    return rows
+
+
+# --- The database -------------------------------------------------------------------------------------------------
+
+
+def database() -> sqlite3.Connection:
+    """The workspace's database, migrated. A newer schema is refused; before a migration the file is backed up."""
+    path = home() / "ladderlm.sqlite"
+    make_dir(path.parent)
+    with storage_errors(path):
+        try:
+            db = sqlite3.connect(path, timeout=30)
+            db.execute("PRAGMA journal_mode=WAL")
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            raise StorageError("cannot open the database", where=str(path), cure=str(error)) from error
+        except sqlite3.DatabaseError as error:
+            raise FormatError("not a database", where=str(path), cure="move it away") from error
+    if version > SCHEMA_VERSION:
+        raise FormatError("written by a newer LadderLM", where=str(path), cure="upgrade, or set LADDERLM_HOME")
+    if version < SCHEMA_VERSION:
+        if version:
+            shutil.copy2(path, path.with_suffix(f".v{version}.sqlite"))
+        for number, script in enumerate(_SCHEMA[version:], version + 1):
+            with contextlib.suppress(sqlite3.OperationalError) if _other_migrated(db, number) else db:
+                db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={number}; COMMIT;")
+    return db
+
+
+def _other_migrated(db: sqlite3.Connection, number: int) -> bool:
+    return bool(db.execute("PRAGMA user_version").fetchone()[0] >= number)

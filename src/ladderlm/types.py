@@ -1,0 +1,494 @@
+"""The six values and the three protocols everything is made of.
+
+Values are frozen and equal by content; identity and storage live elsewhere (store.py). Attachments are
+content-addressed: a part holds the sha256 of its bytes, never the bytes or a path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+import types as _types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from ladderlm.errors import FormatError, UsageError, nearest
+
+FloatArray = npt.NDArray[np.float32]
+Cancel = threading.Event
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Value):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def _revive(hint: Any, value: Any) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if value is None:
+        return None
+    if origin in (typing.Union, _types.UnionType):
+        classes = [a for a in args if isinstance(a, type) and issubclass(a, Value)]
+        if isinstance(value, Mapping) and classes:
+            if len(classes) == 1:
+                return classes[0].from_dict(value)
+            for cls in classes:
+                if getattr(cls, "kind", None) == value.get("kind"):
+                    return cls.from_dict(value)
+            kinds = [str(getattr(c, "kind", "?")) for c in classes]
+            raise FormatError(f"unknown kind {value.get('kind')!r}", cure=nearest(str(value.get("kind")), kinds))
+        return next((_revive(a, value) for a in args if a is not type(None) and typing.get_origin(a) is tuple), value)
+    if isinstance(hint, type) and issubclass(hint, Value):
+        return hint.from_dict(value)
+    if origin is tuple:
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_revive(args[0], v) for v in value)
+        return tuple(_revive(a, v) for a, v in zip(args, value, strict=True))
+    if hint is Path:
+        return Path(value)
+    return value
+
+
+class Value:
+    """A frozen dataclass that turns into plain JSON data and back."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; fields at their default are left out, `kind` is kept."""
+        out: dict[str, Any] = {}
+        if hasattr(self, "kind"):
+            out["kind"] = self.kind
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if f.default is not dataclasses.MISSING and value == f.default:
+                continue
+            if f.default_factory is not dataclasses.MISSING and value == f.default_factory():
+                continue
+            out[f.name] = _plain(value)
+        return out
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The value that `data` describes. An unknown or missing key is a FormatError that names it."""
+        if not isinstance(data, Mapping):
+            raise FormatError(f"{cls.__name__} must be an object, not {type(data).__name__}")
+        hints = typing.get_type_hints(cls)
+        fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        kwargs: dict[str, Any] = {}
+        for key, value in data.items():
+            if key == "kind" and "kind" not in fields:
+                continue
+            if key not in fields:
+                raise FormatError(f"{cls.__name__} has no field {key!r}", cure=nearest(key, fields))
+            kwargs[key] = _revive(hints[key], value)
+        try:
+            return cls(**kwargs)
+        except TypeError as error:
+            raise FormatError(f"incomplete {cls.__name__}", where=str(error)) from None
+
+
+# --- Message and Conversation -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Text(Value):
+    kind: ClassVar[str] = "text"
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning(Value):
+    kind: ClassVar[str] = "reasoning"
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image(Value):
+    kind: ClassVar[str] = "image"
+    sha256: str
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Audio(Value):
+    kind: ClassVar[str] = "audio"
+    sha256: str
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall(Value):
+    """A call the model asks for; `arguments` is the JSON text it wrote."""
+
+    kind: ClassVar[str] = "tool_call"
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult(Value):
+    kind: ClassVar[str] = "tool_result"
+    id: str
+    text: str
+
+
+Part = Text | Reasoning | Image | Audio | ToolCall | ToolResult
+
+
+@dataclass(frozen=True, slots=True)
+class Message(Value):
+    """One turn: who speaks, and the parts said."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        if self.role not in typing.get_args(Role):
+            raise FormatError(f"unknown role {self.role!r}", cure=nearest(str(self.role), typing.get_args(Role)))
+
+    @classmethod
+    def of(cls, role: Role, text: str) -> Message:
+        return cls(role, (Text(text),))
+
+    @property
+    def text(self) -> str:
+        """The text parts joined."""
+        return "".join(p.text for p in self.parts if isinstance(p, Text))
+
+
+@dataclass(frozen=True, slots=True)
+class Tool(Value):
+    """A function the model may call; `parameters` is a JSON schema."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation(Value):
+    """The turns so far and the tools on offer."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+
+    @classmethod
+    def of(cls, user: str, system: str | None = None) -> Conversation:
+        turns = [Message.of("system", system)] if system else []
+        return cls((*turns, Message.of("user", user)))
+
+    def add(self, role: Role, text: str) -> Conversation:
+        return dataclasses.replace(self, messages=(*self.messages, Message.of(role, text)))
+
+
+# --- Sampling -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling(Value):
+    """How the next token is drawn. The defaults sample from the model's own distribution.
+
+    `logprobs`: None for none, 0 for the chosen token, k for the k likeliest too; always those of the model's own
+    distribution, before temperature and filters (as the OpenAI API and vLLM report them).
+    `top_k` 0, `top_p` 1, `min_p` 0, `typical` 1 and penalties 0 (`repetition_penalty` 1) are off.
+    `max_tokens` None: until the model stops or its context is full. `seed` None: fresh randomness.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    typical: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    seed: int | None = None
+    n: int = 1
+    best_of: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    response_format: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        _within("temperature", self.temperature, 0, 100)
+        _within("top_p", self.top_p, 0, 1, open_low=True)
+        _within("min_p", self.min_p, 0, 1)
+        _within("typical", self.typical, 0, 1, open_low=True)
+        _within("top_k", self.top_k, 0, math.inf)
+        _within("repetition_penalty", self.repetition_penalty, 0, 10, open_low=True)
+        _within("presence_penalty", self.presence_penalty, -2, 2)
+        _within("frequency_penalty", self.frequency_penalty, -2, 2)
+        _within("min_tokens", self.min_tokens, 0, math.inf)
+        _within("n", self.n, 1, 128)
+        for name in ("max_tokens", "logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None:
+                _within(name, value, 0, math.inf)
+        if self.best_of is not None and self.best_of < self.n:
+            raise UsageError("best_of must be at least n", where=f"best_of={self.best_of}, n={self.n}")
+        if any(not s for s in self.stop):
+            raise UsageError("a stop string must not be empty", where="stop")
+
+
+def _within(name: str, value: float, low: float, high: float, open_low: bool = False) -> None:
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+    if not ok or not (low < value if open_low else low <= value) or value > high:
+        bracket = "(" if open_low else "["
+        raise UsageError(f"{name} must lie in {bracket}{low}, {high}]", where=f"{name}={value!r}")
+
+
+# --- Delta and Completion -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate(Value):
+    """One entry of a next-token table. `id` is None where a remote does not tell."""
+
+    id: int | None
+    logprob: float
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Token(Value):
+    """One token that was read or written: its natural-log probability and the likeliest alternatives.
+
+    A `Model` fills `id`, `logprob` and `top`; a `Chat` adds the text and the bytes (a token may be part of a
+    character, so its text alone can be a replacement mark).
+    """
+
+    id: int | None
+    logprob: float | None = None
+    top: tuple[Candidate, ...] = ()
+    text: str = ""
+    data: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage(Value):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    cost: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta(Value):
+    """What a stream is made of: the next piece of choice `index`.
+
+    `prompt` carries the prompt's tokens once, first, when `Sampling.prompt_logprobs` asks for them.
+    """
+
+    index: int = 0
+    part: Literal["text", "reasoning", "tool_call"] = "text"
+    text: str = ""
+    tokens: tuple[Token, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    prompt: tuple[Token, ...] = ()
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return tuple(t.id for t in self.tokens if t.id is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(Value):
+    index: int = 0
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: str = ""
+    tokens: tuple[Token, ...] = ()
+    finish_reason: FinishReason | None = None
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return tuple(t.id for t in self.tokens if t.id is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion(Value):
+    """A whole answer: exactly the fold of its Deltas."""
+
+    choices: tuple[Choice, ...] = ()
+    usage: Usage = Usage()
+    prompt: tuple[Token, ...] = ()
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text if self.choices else ""
+
+    @classmethod
+    def fold(cls, deltas: Iterable[Delta]) -> Completion:
+        """Joins a stream. Deltas of several choices may interleave."""
+        parts: dict[int, dict[str, Any]] = {}
+        usage, prompt = Usage(), ()
+        for d in deltas:
+            usage, prompt = d.usage or usage, d.prompt or prompt
+            if not (d.text or d.tokens or d.finish_reason):
+                continue
+            p = parts.setdefault(
+                d.index, {"text": [], "reasoning": [], "tool_call": [], "tokens": [], "finish_reason": None}
+            )
+            p[d.part].append(d.text)
+            p["tokens"].extend(d.tokens)
+            p["finish_reason"] = d.finish_reason or p["finish_reason"]
+        choices = tuple(
+            Choice(
+                index, "".join(p["text"]), "".join(p["reasoning"]), "".join(p["tool_call"]),
+                tuple(p["tokens"]), p["finish_reason"],
+            )
+            for index, p in sorted(parts.items())
+        )  # fmt: skip
+        return cls(choices, usage, prompt)
+
+
+# --- Record -------------------------------------------------------------------------------------------------------
+
+RECORD_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "text": {"text": str},
+    "messages": {"messages": list},
+    "completion": {"prompt": str, "completion": str},
+    "preference": {"prompt": str, "chosen": str, "rejected": str},
+    "kto": {"prompt": str, "completion": str, "label": bool},
+    "class": {"text": str, "label": str},
+    "spans": {"text": str, "spans": list},
+    "qa": {"context": str, "question": str, "answers": list},
+    "translation": {"source": str, "target": str},
+    "triple": {"anchor": str, "positive": str, "negative": str},
+    "answer": {"prompt": str, "answer": str},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Record(Value):
+    """One item of a dataset. `fields` depends on `kind`: RECORD_FIELDS is the closed list."""
+
+    id: str
+    source: str
+    licence: str
+    kind: str
+    fields: Mapping[str, Any]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        wanted = RECORD_FIELDS.get(self.kind)
+        if wanted is None:
+            raise FormatError(f"unknown record kind {self.kind!r}", cure=nearest(str(self.kind), RECORD_FIELDS))
+        for name, kind in wanted.items():
+            if name not in self.fields:
+                raise FormatError(f"a {self.kind!r} record needs the field {name!r}", where=f"record {self.id}")
+            if not isinstance(self.fields[name], kind):
+                got = type(self.fields[name]).__name__
+                raise FormatError(f"field {name!r} has the wrong type {got}", where=f"record {self.id}")
+
+    def __getitem__(self, name: str) -> Any:
+        return self.fields[name]
+
+
+# --- Run ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Run(Value):
+    """A folder that holds one piece of work: its settings, curves, samples, checkpoints and report."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.md"
+
+
+# --- The three protocols ------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Model(Protocol):
+    """Token ids in, logits or token ids out. It knows nothing of text."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def context_length(self) -> int: ...
+
+    def logits(self, ids: Sequence[int]) -> FloatArray:
+        """logits_TV: row t scores the token after ids[t]."""
+        ...
+
+    def generate(
+        self, ids: Sequence[int], sampling: Sampling, *, cancel: Cancel | None = None, deadline: float | None = None
+    ) -> Iterator[Delta]:
+        """Deltas without text. `deadline` is in `time.monotonic` seconds. Closing the iterator cancels."""
+        ...
+
+
+@runtime_checkable
+class Chat(Protocol):
+    """Anything that answers a conversation. Most Chats wrap a Chat."""
+
+    def stream(
+        self,
+        conversation: Conversation,
+        sampling: Sampling,
+        *,
+        cancel: Cancel | None = None,
+        deadline: float | None = None,
+    ) -> Iterator[Delta]:
+        """The answer as it is made. Closing the iterator cancels everything it wraps."""
+        ...
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Records, a prompt for each, and a score: the same object feeds training, reward and evaluation."""
+
+    name: str
+
+    def records(self, split: str) -> Sequence[Record]: ...
+
+    def prompt(self, record: Record) -> Conversation: ...
+
+    def score(self, record: Record, completion: str) -> float: ...
