@@ -1,0 +1,5 @@
+import sys
+
+from ladderlm.cli.main import main
+
+sys.exit(main())

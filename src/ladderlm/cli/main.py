@@ -1,0 +1,81 @@
+"""`ladderlm VERB ...`: one table of verbs; a verb's code is imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from ladderlm.errors import LadderError, nearest, outcome
+
+# In life-cycle order: verb -> (module:function, what it does).
+VERBS: dict[str, tuple[str, str]] = {
+    "quickstart": ("ladderlm.cli.quickstart:main", "climb the ladder: prompt, fine-tune, build; ends with a report"),
+    "chat": ("ladderlm.cli.prompt:chat", "talk with a model"),
+    "ask": ("ladderlm.cli.prompt:ask", "one question, one answer; stdin, files, choices, batches"),
+    "next": ("ladderlm.cli.prompt:next_", "the next-token table of a prompt, or of two side by side"),
+    "prompts": ("ladderlm.cli.prompts:main", "saved prompt templates: list, show, save, rm"),
+    "models": ("ladderlm.cli.models:main", "list, pull, show, rm, recommend"),
+    "data": ("ladderlm.cli.data:main", "collect, split, stats"),
+    "tokenizer": ("ladderlm.cli.tokenizer:main", "train, encode, stats"),
+    "pretrain": ("ladderlm.cli.train:pretrain", "train a model from random weights"),
+    "finetune": ("ladderlm.cli.train:finetune", "LoRA or full fine-tuning"),
+    "align": ("ladderlm.cli.train:align", "DPO on preference pairs"),
+    "eval": ("ladderlm.cli.eval:main", "perplexity, accuracy, F1, BLEU, ROUGE, with intervals"),
+    "serve": ("ladderlm.cli.serve:main", "an OpenAI-compatible server and a chat page"),
+    "runs": ("ladderlm.cli.runs:main", "list runs, show one"),
+    "doctor": ("ladderlm.cli.doctor:main", "what this machine has, and what is missing"),
+}
+
+
+def usage() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in VERBS.items())
+    return (
+        "usage: ladderlm VERB [options]\n\n"
+        "Prompt, fine-tune and build language models with one kind of model folder.\n\n"
+        f"{verbs}\n\n"
+        "ladderlm VERB --help tells a verb's options. --version, --debug (tracebacks)."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a verb; returns the exit code: 0 ok, 1 failure, 2 usage, 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [a for a in argv if a != "--debug"]
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        from ladderlm import __version__
+
+        print(f"ladderlm {__version__}")
+        return 0
+    if argv[0] not in VERBS:
+        print(f"ladderlm: unknown verb {argv[0]!r}: {nearest(argv[0], VERBS)}", file=sys.stderr)
+        return 2
+    module, function = VERBS[argv[0]][0].split(":")
+    try:
+        command: Callable[[list[str]], int | None] = getattr(importlib.import_module(module), function)
+        code = command(argv[1:]) or 0
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader went away (`ladderlm ... | head`); Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + getattr(signal, "SIGPIPE", 13)
+    except LadderError as error:
+        if debug:
+            raise
+        print(f"ladderlm {argv[0]}: {error}", file=sys.stderr)
+        return outcome(error).exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
