@@ -243,13 +243,14 @@ def database() -> sqlite3.Connection:
     if version > SCHEMA_VERSION:
         raise FormatError("written by a newer LadderLM", where=str(path), cure="upgrade, or set LADDERLM_HOME")
     if version < SCHEMA_VERSION:
-        if version:
-            shutil.copy2(path, path.with_suffix(f".v{version}.sqlite"))
-        for number, script in enumerate(_SCHEMA[version:], version + 1):
-            with contextlib.suppress(sqlite3.OperationalError) if _other_migrated(db, number) else db:
-                db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={number}; COMMIT;")
+        with lock(path):
+            _migrate(db, path)
     return db
 
 
-def _other_migrated(db: sqlite3.Connection, number: int) -> bool:
-    return bool(db.execute("PRAGMA user_version").fetchone()[0] >= number)
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    version = db.execute("PRAGMA user_version").fetchone()[0]  # again: another process may have been first
+    if 0 < version < SCHEMA_VERSION:
+        shutil.copy2(path, path.with_suffix(f".v{version}.sqlite"))
+    for number, script in enumerate(_SCHEMA[version:], version + 1):
+        db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={number}; COMMIT;")
