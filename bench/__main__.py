@@ -1,0 +1,111 @@
+"""`./ladder prove NAME [--minute] [--out FILE]`.
+
+A full run writes bench/results/NAME.json with the commit, the machine, the versions, wall and CPU seconds and the
+figures; README quotes only those files. `--minute` runs a version of at most a minute (CI does) and writes nothing
+unless `--out` says where.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ladderlm.cli.show import progress
+from ladderlm.errors import LadderError
+
+ROOT = Path(__file__).resolve().parents[1]
+# name -> what it proves; each is a module here with `measure(minute: bool) -> dict` whose "bars" are name -> bool.
+BENCHES = {
+    "startup": "the command line starts in under 0.5 s of CPU time, without torch",
+    "parity": "the default model agrees with llama.cpp and transformers on the same weights",
+    "speed": "tokens per second of the engine on the default model",
+    "quickstart": "a clean clone climbs all three rungs within 12 minutes after installation",
+}
+PACKAGES = ["ladderlm", "numpy", "numba", "torch", "transformers", "tokenizers", "safetensors", "xllamacpp"]
+
+
+def machine() -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30 if hasattr(os, "sysconf") else None
+    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gib": memory and round(memory, 1), "system": platform.platform()}
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+    return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "src") else "")
+
+
+def cpu_seconds() -> float:
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    )
+
+
+def main() -> int:
+    listed = "\n".join(f"  {name:<11} {text}" for name, text in BENCHES.items())
+    parser = argparse.ArgumentParser(
+        "ladder prove", description=f"Measures a bar:\n{listed}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=BENCHES)
+    parser.add_argument("--minute", action="store_true", help="a version of at most a minute; writes no result")
+    parser.add_argument("--out", type=Path, help="where to write the result")
+    args = parser.parse_args()
+    module = importlib.import_module(f"bench.{args.name}")
+    wall, cpu = time.perf_counter(), cpu_seconds()
+    try:
+        with progress():
+            figures = module.measure(args.minute)
+    except LadderError as error:
+        print(f"prove {args.name}: {error}", file=sys.stderr)
+        return 1
+    result = {
+        "name": args.name,
+        "proves": BENCHES[args.name],
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(),
+        "wall_seconds": round(time.perf_counter() - wall, 1),
+        "cpu_seconds": round(cpu_seconds() - cpu, 1),
+        **figures,
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    out = args.out or (None if args.minute else ROOT / "bench" / "results" / f"{args.name}.json")
+    if out:
+        out.write_text(text + "\n")
+    missed = [name for name, met in figures.get("bars", {}).items() if met is False]
+    if missed:
+        print("bars missed: " + "; ".join(missed), file=sys.stderr)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
