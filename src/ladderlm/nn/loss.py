@@ -1,0 +1,93 @@
+"""What a decoder thinks of the tokens that came: negative log-likelihoods on wanted positions only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ladderlm.nn.decoder import Decoder
+
+ROWS = 256  # logits of this many positions exist at a time under a frozen head
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Documents end to end. Position wanted_N[i] of ids_T is asked for targets_N[i]; `lengths` sum to T.
+
+    `tokens` counts what is read, for the speed shown; `weight` what the mean loss is over.
+    """
+
+    ids_T: Tensor
+    lengths: tuple[int, ...]
+    wanted_N: Tensor
+    targets_N: Tensor
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids_T)
+
+    @property
+    def weight(self) -> int:
+        return len(self.wanted_N)
+
+
+def make_batch(documents: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> Batch:
+    """A batch of (ids, mask): the loss counts tokens whose mask is true, save the first of a document.
+
+    The last token of a document is only ever a target, so it is not read. Needs two tokens a document.
+    """
+    ids = [i for d, _ in documents for i in d[:-1]]
+    following = [i for d, _ in documents for i in d[1:]]
+    wanted_N = torch.tensor([m for _, mask in documents for m in mask[1:]], dtype=torch.bool).nonzero().squeeze(1)
+    lengths = tuple(len(d) - 1 for d, _ in documents)
+    return Batch(torch.tensor(ids), lengths, wanted_N, torch.tensor(following)[wanted_N])
+
+
+def nats(decoder: Decoder, batch: Batch) -> Tensor:
+    """nats_N: the negative log-likelihood of every wanted target."""
+    hidden_ND = decoder(batch.ids_T, batch.lengths)
+    if batch.tokens != len(batch.wanted_N):
+        hidden_ND = hidden_ND[batch.wanted_N]
+    head_VD = decoder.head_VD
+    if head_VD.requires_grad:
+        return F.cross_entropy(F.linear(hidden_ND, head_VD), batch.targets_N, reduction="none")
+    return _FrozenHead.apply(hidden_ND, head_VD, batch.targets_N)  # type: ignore[no-any-return]
+
+
+def mean_nats(decoder: Decoder, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    """The language-modelling loss, as the training loop wants it."""
+    return nats(decoder, batch).mean(), {}
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Cross-entropy through a head that does not train, without ever holding all logits.
+
+    Each row's gradient is its upstream gradient times (softmax - onehot) head, so the product can be made on the
+    way forward, block by block, and only scaled on the way back (as Liger Kernel does it for a scalar loss).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
+        nats_N = torch.empty(len(hidden_ND))
+        grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden_ND), ROWS):
+            rows = slice(start, start + ROWS)
+            logprobs_RV = F.linear(hidden_ND[rows], head_VD).log_softmax(-1)
+            targets_R1 = targets_N[rows, None]
+            nats_N[rows] = -logprobs_RV.gather(1, targets_R1).squeeze(1)
+            if grad_ND is not None:
+                grad_RV = logprobs_RV.exp_()
+                grad_RV.scatter_add_(1, targets_R1, torch.full(targets_R1.shape, -1.0))
+                torch.mm(grad_RV, head_VD, out=grad_ND[rows])
+        ctx.save_for_backward(grad_ND)
+        return nats_N
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        (grad_ND,) = ctx.saved_tensors
+        return grad_ND * upstream[0][:, None], None, None

@@ -1,0 +1,1 @@
+"""Training: one loop, its optimisers, and the three ways to use them (pretrain, finetune, align)."""
