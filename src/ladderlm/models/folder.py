@@ -1,0 +1,275 @@
+"""The model folder: read and written in the Hugging Face layout, plus `ladderlm.json` for lineage."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ladderlm import store
+from ladderlm.errors import FormatError, NotFound, UsageError, nearest
+from ladderlm.models.arch import Architecture
+from ladderlm.models.card import render_card
+from ladderlm.models.gguf import read_gguf
+from ladderlm.models.safetensors import DTYPES, SafetensorsWeights, read_safetensors, stored_bytes, write_safetensors
+from ladderlm.models.weights import GGUFWeights, Weights
+from ladderlm.text.template import ChatTemplate
+from ladderlm.text.tokenizer import SpecialTokens, Tokenizer
+
+FORMAT = 1
+SHARD_BYTES = 5 * 10**9
+_HASHED = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "adapter_config.json")
+
+
+@dataclass(frozen=True, eq=False)
+class ModelFiles:
+    """A model at rest. `ref` is what was asked for, `path` its folder or file, `bytes` the size of its weights."""
+
+    ref: str
+    name: str
+    path: Path
+    arch: Architecture
+    weights: Weights
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    generation: Mapping[str, Any]
+    lineage: Mapping[str, Any]
+    bytes: int
+    parts: tuple[Path, ...] = field(default=())  # what the hash covers, when that is not `path` alone
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """sha256 over weights, config, tokenizer and template: the model's identity."""
+        files = [f for part in self.parts or (self.path,) for f in _hashed_files(part)]
+        lines = "".join(f"{file.name} {_file_hash(file)}\n" for file in files)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _hashed_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(p for p in path.iterdir() if p.name in _HASHED or p.suffix == ".safetensors")
+
+
+def _file_hash(path: Path) -> str:
+    """sha256 of a file, remembered by (path, size, time) since gigabytes take seconds."""
+    stat = path.stat()
+    key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:32]
+    note = store.cache_dir() / "hashes" / key
+    if stat.st_size < 2**20:
+        return store.sha256_of(path)
+    if note.exists() and len(known := note.read_text()) == 64:
+        return known
+    found = store.sha256_of(path)
+    with store.atomic_file(note) as f:
+        f.write(found)
+    return found
+
+
+# --- Reading ------------------------------------------------------------------------------------------------------
+
+
+def load_gguf(path: Path, ref: str, name: str, lineage: Mapping[str, Any] | None = None) -> ModelFiles:
+    """A GGUF file as a model."""
+    file = read_gguf(path)
+    meta = file.meta
+    arch = Architecture.from_gguf(meta, tied="output.weight" not in file.tensors)
+    tokenizer = Tokenizer.from_gguf(meta)
+    _check_vocabulary(tokenizer, arch, path)
+    source = meta.get("tokenizer.chat_template")
+    template = _template(source, tokenizer) if isinstance(source, str) else None
+    base = {"name": meta.get("general.name", name), "licence": meta.get("general.license", "unknown")}
+    lineage = lineage or {"base": base, "licence": base["licence"]}
+    generation = {"eos_token_id": list(tokenizer.stop_ids)}
+    return ModelFiles(
+        ref, name, path, arch, GGUFWeights(file, arch), tokenizer, template, generation, lineage, file.bytes
+    )
+
+
+def load_folder(path: Path, ref: str, name: str) -> ModelFiles:
+    """A folder in the Hugging Face layout as a model."""
+    arch = Architecture.from_hf(store.read_json(path / "config.json"))
+    tensors = read_shards(path)
+    for wanted, shape in arch.tensor_shapes().items():
+        if wanted not in tensors:
+            raise FormatError(f"the tensor {wanted!r} is missing", where=str(path))
+        if tensors[wanted].shape != shape:
+            raise FormatError(f"{wanted} has shape {tensors[wanted].shape}, not {shape}", where=str(path))
+    weights = SafetensorsWeights({n: tensors[n] for n in arch.tensor_shapes()})
+    generation = _optional_json(path / "generation_config.json")
+    notes = _optional_json(path / "ladderlm.json")
+    if notes.get("format", FORMAT) > FORMAT:
+        raise FormatError("written by a newer LadderLM", where=str(path / "ladderlm.json"), cure="upgrade")
+    tokenizer, template = _read_tokenizer(path, generation, notes)
+    _check_vocabulary(tokenizer, arch, path)
+    lineage = notes.get("lineage") or {"base": {"name": name, "licence": "unknown"}, "licence": "unknown"}
+    size = sum(f.stat().st_size for f in path.glob("*.safetensors"))
+    return ModelFiles(ref, name, path, arch, weights, tokenizer, template, generation, lineage, size)
+
+
+def read_shards(path: Path) -> dict[str, Any]:
+    """All tensors of `model.safetensors` or of the shards its index names."""
+    index = path / "model.safetensors.index.json"
+    if not index.exists():
+        if not (path / "model.safetensors").exists():
+            raise NotFound("no model.safetensors", where=str(path), cure="LadderLM reads safetensors and GGUF only")
+        return dict(read_safetensors(path / "model.safetensors"))
+    weight_map = store.read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise FormatError("the index has no sound weight_map", where=str(index))
+    tensors: dict[str, Any] = {}
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard:
+            raise FormatError(f"the index names a file outside its folder: {shard!r}", where=str(index))
+        tensors |= read_safetensors(path / shard)
+    return tensors
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    data = store.read_json(path) if path.exists() else {}
+    if not isinstance(data, dict):
+        raise FormatError("must hold a JSON object", where=str(path))
+    return data
+
+
+def _read_tokenizer(
+    path: Path, generation: Mapping[str, Any], notes: Mapping[str, Any]
+) -> tuple[Tokenizer, ChatTemplate | None]:
+    config = _optional_json(path / "tokenizer_config.json")
+    tokenizer = Tokenizer.from_file(path / "tokenizer.json")
+    ends = generation.get("eos_token_id")
+    ends = tuple(ends if isinstance(ends, list) else [ends] if isinstance(ends, int) else [])
+    guessed = tokenizer.special
+    bos, eos = (_token_id(tokenizer, config.get(key)) for key in ("bos_token", "eos_token"))
+    eos = eos if eos is not None else ends[0] if ends else guessed.eos
+    bos = bos if bos is not None else guessed.bos
+    add_bos = bool(config.get("add_bos_token", guessed.add_bos)) and bos is not None
+    start = notes.get("document_start_id") if isinstance(notes.get("document_start_id"), int) else None
+    tokenizer = tokenizer.with_special(SpecialTokens(bos, eos, ends, add_bos, start))
+    source = config.get("chat_template")
+    if isinstance(source, list):  # several named ones
+        named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
+        source = named.get("default", next(iter(named.values()), None))
+    if (file := path / "chat_template.jinja").exists():
+        source = file.read_text(encoding="utf-8")
+    return tokenizer, _template(source, tokenizer) if isinstance(source, str) else None
+
+
+def _token_id(tokenizer: Tokenizer, entry: Any) -> int | None:
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return tokenizer.id_of(text) if isinstance(text, str) else None
+
+
+def _template(source: str, tokenizer: Tokenizer) -> ChatTemplate:
+    bos, eos = ("" if i is None else tokenizer.token_text(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
+    return ChatTemplate(source, bos, eos)
+
+
+def _check_vocabulary(tokenizer: Tokenizer, arch: Architecture, path: Path) -> None:
+    if tokenizer.vocab_size > arch.vocab_size:
+        raise FormatError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model rows for {arch.vocab_size}", where=str(path)
+        )
+
+
+# --- Writing ------------------------------------------------------------------------------------------------------
+
+
+def save_model(
+    path: str | Path,
+    arch: Architecture,
+    tensors: Mapping[str, np.ndarray],
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    *,
+    generation: Mapping[str, Any],
+    lineage: Mapping[str, Any],
+    dtype: str = "float32",
+    replace: bool = False,
+) -> None:
+    """Writes a whole model folder or nothing. `tensors` by Hugging Face names, shapes as `arch.tensor_shapes()`.
+
+    Raises FormatError for a missing or misshapen tensor, StorageError when `path` exists and not `replace`.
+    """
+    path = Path(path)
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}", cure=nearest(dtype, DTYPES))
+    for name, shape in arch.tensor_shapes().items():
+        if name not in tensors or tuple(tensors[name].shape) != shape:
+            raise FormatError(f"the tensor {name!r} is missing or not of shape {shape}", where=str(path))
+    with store.atomic_dir(path, replace=replace) as folder:
+        _write_weights(folder, arch, tensors, dtype)
+        ends = list(tokenizer.stop_ids)
+        config = arch.to_hf(bos_id=tokenizer.bos_id, eos_ids=ends, dtype=dtype)
+        store.write_json(folder / "config.json", config)
+        (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        store.write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, template, arch))
+        defaults = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends or None}
+        store.write_json(folder / "generation_config.json", {**defaults, **generation})
+        notes = {"format": FORMAT, "document_start_id": tokenizer.document_start_id, "lineage": dict(lineage)}
+        store.write_json(folder / "ladderlm.json", notes)
+        (folder / "README.md").write_text(render_card(lineage, arch, name=path.name), encoding="utf-8")
+
+
+def _write_weights(folder: Path, arch: Architecture, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
+    shards: list[list[str]] = [[]]
+    size = total = 0
+    for name, shape in arch.tensor_shapes().items():
+        grown = stored_bytes(shape, dtype)
+        if shards[-1] and size + grown > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size, total = size + grown, total + grown
+    if len(shards) == 1:
+        write_safetensors(folder / "model.safetensors", {n: tensors[n] for n in shards[0]}, dtype)
+        return
+    where: dict[str, str] = {}
+    for i, names in enumerate(shards, 1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / file, {n: tensors[n] for n in names}, dtype)
+        where |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    store.write_json(folder / "model.safetensors.index.json", index)
+
+
+def _tokenizer_config(tokenizer: Tokenizer, template: ChatTemplate | None, arch: Architecture) -> dict[str, Any]:
+    def text(id: int | None) -> str | None:
+        return None if id is None else tokenizer.token_text(id)
+
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": arch.context_length,
+        "clean_up_tokenization_spaces": False,
+        "add_bos_token": tokenizer.add_bos,
+        "bos_token": text(tokenizer.bos_id),
+        "eos_token": text(tokenizer.eos_id),
+        "pad_token": text(tokenizer.eos_id),
+    }
+    config = {key: value for key, value in config.items() if value is not None}
+    if template is not None:
+        config["chat_template"] = template.source
+    return config
+
+
+def eager(tensors: Weights, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """All weights as float32 arrays, for writing a dequantised copy."""
+    return {name: tensors.float32(name) for name in names or tensors.names()}
+
+
+def is_model_folder(path: Path) -> bool:
+    return (path / "config.json").is_file() and os.access(path, os.R_OK) and not (path / "metrics.jsonl").exists()
+
+
+def read_lineage(path: Path) -> dict[str, Any]:
+    """The lineage noted in a folder, without opening its weights."""
+    notes = path / "ladderlm.json"
+    data = json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else {}
+    return dict(data.get("lineage") or {})

@@ -1,0 +1,172 @@
+"""GGUF files (ggml's specification, versions 2 and 3), read by memory map.
+
+Every count and length is checked against what is left of the file before it is believed, so that a hostile file
+costs neither memory nor time: it is a FormatError.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ladderlm.errors import FormatError, NotFound
+from ladderlm.models.quants import KINDS, NUMBERS, Bytes, row_bytes
+
+_SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+_STRING, _ARRAY = 8, 9
+_MAX_KEYS, _MAX_TENSORS, _MAX_STRINGS, _MAX_WEIGHTS = 4096, 65536, 2**21, 2**40
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFTensor:
+    """`shape` in numpy order (rows, cols) or (cols,); `offset` from the start of the file."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class GGUF:
+    """An open file: metadata and tensors; `data(name)` is a view of the mapped bytes."""
+
+    path: Path
+    meta: dict[str, Any]
+    tensors: dict[str, GGUFTensor]
+    bytes: int
+    mapped: Bytes = field(repr=False)
+
+    def data(self, name: str) -> Bytes:
+        """The tensor's bytes, (rows, bytes per row)."""
+        t = self.tensors[name]
+        rows = t.shape[0] if len(t.shape) == 2 else 1
+        return self.mapped[t.offset : t.offset + t.size].reshape(rows, -1)
+
+
+class _Reader:
+    """A cursor over the mapped file that refuses to leave it."""
+
+    def __init__(self, data: memoryview, path: Path) -> None:
+        self.data, self.path, self.at, self.strings = data, path, 0, 0
+
+    def fail(self, what: str) -> FormatError:
+        return FormatError(what, where=str(self.path), cure="the file is damaged or no GGUF: fetch it again")
+
+    def take(self, count: int) -> memoryview:
+        if count > len(self.data) - self.at:
+            raise self.fail("the file ends inside its header")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def u32(self) -> int:
+        return int(struct.unpack("<I", self.take(4))[0])
+
+    def u64(self) -> int:
+        return int(struct.unpack("<Q", self.take(8))[0])
+
+    def text(self) -> str:
+        self.strings += 1
+        if self.strings > _MAX_STRINGS:
+            raise self.fail("the header holds too many strings")
+        try:
+            return str(self.take(self.u64()), "utf-8")
+        except UnicodeDecodeError:
+            raise self.fail("the header holds text that is not UTF-8") from None
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.text()
+        if kind == _ARRAY:
+            return self.array()
+        if kind not in _SCALARS:
+            raise self.fail(f"unknown value type {kind}")
+        dtype = np.dtype(_SCALARS[kind])
+        return np.frombuffer(self.take(dtype.itemsize), dtype)[0].item()
+
+    def array(self) -> Any:
+        """A list of strings or a numpy array."""
+        kind, count = self.u32(), self.u64()
+        if kind == _STRING:
+            if count * 8 > len(self.data) - self.at:
+                raise self.fail("an array is longer than the file")
+            return [self.text() for _ in range(count)]
+        if kind not in _SCALARS:
+            raise self.fail(f"unknown array type {kind}")
+        dtype = np.dtype(_SCALARS[kind])
+        return np.frombuffer(self.take(count * dtype.itemsize), dtype)
+
+
+def read_gguf(path: str | Path) -> GGUF:
+    """Opens a GGUF file. NotFound when it is not there, FormatError when it is not sound."""
+    path = Path(path)
+    try:
+        with path.open("rb") as f:
+            mapped = np.frombuffer(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    except (FileNotFoundError, IsADirectoryError):
+        raise NotFound("no such file", where=str(path)) from None
+    except ValueError:  # mmap refuses an empty file
+        raise FormatError("the file is empty", where=str(path)) from None
+    r = _Reader(memoryview(mapped), path)  # type: ignore[arg-type]
+    if bytes(r.take(4)) != b"GGUF":
+        raise r.fail("not a GGUF file")
+    version = r.u32()
+    if version not in (2, 3):
+        raise FormatError(f"GGUF version {version} is not supported", where=str(path), cure="convert it to version 3")
+    tensor_count, key_count = r.u64(), r.u64()
+    if tensor_count > _MAX_TENSORS or key_count > _MAX_KEYS:
+        raise r.fail(f"absurd counts in the header: {tensor_count} tensors, {key_count} keys")
+    meta: dict[str, Any] = {}
+    for _ in range(key_count):
+        key = r.text()
+        if key in meta:
+            raise r.fail(f"the key {key!r} appears twice")
+        meta[key] = r.value(r.u32())
+    return GGUF(path, meta, _tensors(r, tensor_count, meta), len(mapped), mapped)
+
+
+def _tensors(r: _Reader, count: int, meta: dict[str, Any]) -> dict[str, GGUFTensor]:
+    alignment = meta.get("general.alignment", 32)
+    if not isinstance(alignment, int) or not 1 <= alignment <= 2**20 or alignment & (alignment - 1):
+        raise r.fail(f"absurd alignment {alignment!r}")
+    raw = [_tensor(r) for _ in range(count)]
+    start = -(-r.at // alignment) * alignment
+    tensors: dict[str, GGUFTensor] = {}
+    end_of_last = start
+    for t in sorted(raw, key=lambda t: t.offset):
+        if t.name in tensors:
+            raise r.fail(f"the tensor {t.name!r} appears twice")
+        offset = start + t.offset
+        if t.offset % alignment or offset < end_of_last or offset + t.size > len(r.data):
+            raise r.fail(f"the tensor {t.name!r} lies outside the file or over another")
+        end_of_last = offset + t.size
+        tensors[t.name] = GGUFTensor(t.name, t.kind, t.shape, offset, t.size)
+    return tensors
+
+
+def _tensor(r: _Reader) -> GGUFTensor:
+    name, dims = r.text(), r.u32()
+    if not 1 <= dims <= 4:
+        raise r.fail(f"the tensor {name!r} has {dims} dimensions")
+    sizes = [r.u64() for _ in range(dims)]
+    number, offset = r.u32(), r.u64()
+    if number not in NUMBERS:
+        raise FormatError(
+            f"the tensor {name!r} has format {number}, which is not supported",
+            where=str(r.path),
+            cure="quantise it again to one of: " + ", ".join(KINDS),
+        )
+    weights = 1
+    for size in sizes:
+        weights *= size
+    if dims > 2 or not 0 < weights < _MAX_WEIGHTS:
+        raise r.fail(f"the tensor {name!r} has the absurd shape {sizes}")
+    kind = NUMBERS[number]
+    size = weights // sizes[0] * row_bytes(kind, sizes[0])
+    return GGUFTensor(name, kind, tuple(reversed(sizes)), offset, size)

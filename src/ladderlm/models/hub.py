@@ -1,0 +1,40 @@
+"""Models of the Hugging Face hub, through huggingface_hub (extra: hub). Only data files; code is never fetched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ladderlm import events, store
+from ladderlm.errors import AuthError, LadderError, MissingExtra, NetworkError, NotFound, UsageError
+
+_FILES = ["*.safetensors", "*.json", "*.jinja", "README.md", "LICENSE*"]
+
+
+def download(name: str) -> Path:
+    """The folder (or single .gguf) of `org/name[@revision][:file.gguf]`, its revision pinned to a commit."""
+    try:
+        from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    except ImportError:
+        raise MissingExtra("huggingface_hub", "hub") from None
+    name, _, file = name.partition(":")
+    repo, _, revision = name.partition("@")
+    if repo.count("/") != 1:
+        raise UsageError(f"{repo!r} is no hub name", cure="hub:org/name or hub:org/name@revision")
+    cache = store.cache_dir() / "hub"
+    try:
+        info = HfApi().model_info(repo, revision=revision or None)
+        licence = (info.card_data or {}).get("license", "unknown") if info.card_data else "unknown"
+        events.emit("fetch", f"{repo}@{info.sha[:12]}; licence {licence}")
+        if file:
+            return Path(hf_hub_download(repo, file, revision=info.sha, cache_dir=cache))
+        return Path(snapshot_download(repo, revision=info.sha, allow_patterns=_FILES, cache_dir=cache))
+    except GatedRepoError:
+        raise AuthError(f"{repo} asks you to accept its terms", cure="accept them on its page and set HF_TOKEN") from None
+    except RepositoryNotFoundError:
+        raise NotFound(f"no model {repo!r} on the hub", cure="check the name, or set HF_TOKEN if it is private") from None
+    except LadderError:
+        raise
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        first = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise NetworkError(f"the hub cannot be reached: {first}", where=repo, cure="check the network, then try again") from None

@@ -1,0 +1,106 @@
+"""One grammar for models: name | path | file.gguf | hub:org/name@rev | run:ID | base+adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from ladderlm import store
+from ladderlm.errors import FormatError, NotFound, UsageError, nearest
+from ladderlm.models.adapter import MergedWeights, load_adapter
+from ladderlm.models.fetch import CATALOGUE, fetched, name_of, pull
+from ladderlm.models.folder import ModelFiles, is_model_folder, load_folder, load_gguf
+
+
+def open_model(ref: str) -> ModelFiles:
+    """The model that `ref` names, memory-mapped; a catalogue model is fetched first when it is missing.
+
+    Raises NotFound (with the nearest name), FormatError, NetworkError, MissingExtra (hub: without huggingface-hub).
+    """
+    if not ref:
+        raise UsageError("no model named", cure="see: ladderlm models list")
+    if "#" in ref or ref.startswith(("http://", "https://")):
+        raise UsageError("a served model has no files", where=ref, cure="give a folder, a .gguf file or a name")
+    whole = locate(ref) if "+" in ref else None
+    if "+" in ref and whole is None:
+        base, _, adapter = ref.rpartition("+")
+        return _with_adapter(ref, open_model(base), adapter)
+    path = whole or locate(ref) or _fetch(ref)
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        base = load_adapter(path).base
+        if not base:
+            raise FormatError("the adapter does not name its base", where=str(path), cure="use base+adapter")
+        return _with_adapter(ref, open_model(base), str(path))
+    return _open_path(path, ref)
+
+
+def locate(ref: str) -> Path | None:
+    """The folder or file on this machine that `ref` names, None if there is none. Nothing is fetched."""
+    if ref.startswith("run:"):
+        return _run_model(ref[4:])
+    if ref.startswith("hub:"):
+        return None
+    path = Path(ref).expanduser()
+    if path.exists() and (path.is_file() or is_model_folder(path) or (path / "adapter_config.json").exists()):
+        return path
+    if "/" not in ref and "\\" not in ref:
+        named = store.models_dir() / ref
+        for candidate in (named, named.with_name(ref + ".gguf")):
+            if candidate.is_file() or is_model_folder(candidate) or (candidate / "adapter_config.json").is_file():
+                return candidate
+        return fetched(ref)
+    return None
+
+
+def _run_model(id: str) -> Path:
+    run = store.open_run(id.partition("@")[0])
+    for name in ("model", "adapter"):
+        if (run.path / name).is_dir():
+            return run.path / name
+    note = run.path / "result.json"
+    if note.exists():
+        data = json.loads(note.read_text(encoding="utf-8"))
+        if isinstance(data, Mapping) and isinstance(data.get("model"), str) and Path(data["model"]).exists():
+            return Path(data["model"])
+    raise NotFound(f"the run {id!r} holds no model", where=str(run.path), cure="did it finish? see: ladderlm runs")
+
+
+def _fetch(ref: str) -> Path:
+    if ref.startswith("hub:"):
+        from ladderlm.models.hub import download
+
+        return download(ref[4:])
+    if ref in CATALOGUE:
+        return pull(ref)
+    looks_like_path = "/" in ref or "\\" in ref or ref.endswith(".gguf")
+    if Path(ref).expanduser().exists():
+        raise FormatError("no model here", where=ref, cure="a model is a folder with config.json, or a .gguf file")
+    known = [*CATALOGUE, *(p.name for p in store.models_dir().glob("*"))]
+    raise NotFound(f"no such model {ref!r}", cure="check the path" if looks_like_path else nearest(ref, known))
+
+
+def _open_path(path: Path, ref: str) -> ModelFiles:
+    name = name_of(path) or path.name.removesuffix(".gguf")
+    if path.is_dir():
+        return load_folder(path, ref, name)
+    with path.open("rb") as f:
+        magic = f.read(4)
+    if magic != b"GGUF":
+        raise FormatError("not a GGUF file", where=str(path), cure="a model is a folder with config.json, or a .gguf file")
+    return load_gguf(path, ref, name)
+
+
+def _with_adapter(ref: str, base: ModelFiles, adapter: str) -> ModelFiles:
+    path = locate(adapter)
+    if path is None and adapter.startswith("hub:"):
+        path = _fetch(adapter)
+    if path is None:
+        raise NotFound(f"no such adapter {adapter!r}", cure="give the folder that holds adapter_config.json")
+    loaded = load_adapter(path)
+    weights = MergedWeights(base.weights, loaded)
+    lineage = {**base.lineage, "adapter": {"path": str(path), **loaded.lineage}}
+    return ModelFiles(
+        ref, f"{base.name}+{path.name}", path, base.arch, weights, base.tokenizer, base.template, base.generation,
+        lineage, base.bytes + loaded.bytes, (*(base.parts or (base.path,)), path),
+    )  # fmt: skip
