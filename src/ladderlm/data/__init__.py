@@ -1,0 +1,1 @@
+"""Datasets: records read and written, text collected, and the tasks every machine has at hand."""

@@ -1,0 +1,1 @@
+"""Measuring: metrics with intervals, perplexity, classification by likelihood, baselines, reports."""
