@@ -74,7 +74,7 @@ def save_adapter(
     named = {n if n.startswith(_PREFIX) else _PREFIX + n: t for n, t in tensors.items()}
     for name in named:
         if not _NAME.fullmatch(name):
-            raise FormatError(f"{name!r} is no LoRA tensor name", cure="base_model.model.model.layers.0...lora_A.weight")
+            raise FormatError(f"{name!r} is no LoRA tensor name", cure=f"expected {_PREFIX}model.layers...")
     with store.atomic_dir(Path(path), replace=replace) as folder:
         write_safetensors(folder / "adapter_model.safetensors", named)
         store.write_json(

@@ -17,7 +17,9 @@ import numpy as np
 from ladderlm.errors import FormatError, NotFound
 from ladderlm.models.quants import KINDS, NUMBERS, Bytes, row_bytes
 
-_SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
+_SCALARS = {
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"
+}  # fmt: skip
 _STRING, _ARRAY = 8, 9
 _MAX_KEYS, _MAX_TENSORS, _MAX_STRINGS, _MAX_WEIGHTS = 4096, 65536, 2**21, 2**40
 

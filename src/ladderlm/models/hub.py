@@ -30,11 +30,11 @@ def download(name: str) -> Path:
             return Path(hf_hub_download(repo, file, revision=info.sha, cache_dir=cache))
         return Path(snapshot_download(repo, revision=info.sha, allow_patterns=_FILES, cache_dir=cache))
     except GatedRepoError:
-        raise AuthError(f"{repo} asks you to accept its terms", cure="accept them on its page and set HF_TOKEN") from None
+        raise AuthError(f"{repo} asks you to accept its terms", cure="accept them there, set HF_TOKEN") from None
     except RepositoryNotFoundError:
-        raise NotFound(f"no model {repo!r} on the hub", cure="check the name, or set HF_TOKEN if it is private") from None
+        raise NotFound(f"no model {repo!r} on the hub", cure="check the name; if private set HF_TOKEN") from None
     except LadderError:
         raise
     except (HfHubHTTPError, OSError, ValueError) as error:
         first = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise NetworkError(f"the hub cannot be reached: {first}", where=repo, cure="check the network, then try again") from None
+        raise NetworkError(f"the hub cannot be reached: {first}", where=repo, cure="check the network") from None

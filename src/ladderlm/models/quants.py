@@ -81,7 +81,7 @@ def _nibbles(packed: Bytes) -> Bytes:
 
 def _fifth_bits(blocks: Bytes, at: int) -> Bytes:
     """32 bits, one for each weight, stored as four bytes from `at`; returned in place (value 0 or 16)."""
-    return np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little") << 4
+    return np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little") << np.uint8(4)
 
 
 def _q4_0(b: Bytes) -> FloatArray:
@@ -135,8 +135,8 @@ def _q4_k(b: Bytes) -> FloatArray:
 
 
 def _q5_k(b: Bytes) -> FloatArray:
-    bits = (b[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[None, :, None]) & 1  # bit j: sub-block j
-    return _k_affine(b, _k_nibbles(b[:, 48:]) | (bits << 4))
+    bits = (b[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[None, :, None]) & np.uint8(1)  # bit j: sub-block j
+    return _k_affine(b, _k_nibbles(b[:, 48:]) | (bits << np.uint8(4)))
 
 
 def _q6_k(b: Bytes) -> FloatArray:

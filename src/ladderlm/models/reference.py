@@ -87,7 +87,7 @@ def _open_path(path: Path, ref: str) -> ModelFiles:
     with path.open("rb") as f:
         magic = f.read(4)
     if magic != b"GGUF":
-        raise FormatError("not a GGUF file", where=str(path), cure="a model is a folder with config.json, or a .gguf file")
+        raise FormatError("not a GGUF file", where=str(path), cure="give a model folder or a .gguf file")
     return load_gguf(path, ref, name)
 
 

@@ -19,7 +19,8 @@ from ladderlm.types import FloatArray
 
 _MAX_HEADER = 64 * 2**20
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}  # fmt: skip
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4",
+          "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}  # fmt: skip
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -59,7 +60,8 @@ def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
         raise fail("not a safetensors file, or cut off inside its header")
     try:
         header = json.loads(mapped[8 : 8 + length].tobytes())
-        entries = [(n, e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for n, e in header.items() if n != "__metadata__"]  # fmt: skip
+        header.pop("__metadata__", None)
+        entries = [(name, e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for name, e in header.items()]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise fail("the safetensors header is not sound") from None
     body, tensors, reached = mapped[8 + length :], {}, 0

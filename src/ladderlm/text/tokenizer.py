@@ -21,7 +21,10 @@ from ladderlm.errors import FormatError, NotFound
 from ladderlm.text.vocabulary import byte_alphabet, json_from_gguf
 
 # Tokens that end a turn or a document, by the names models give them (the list llama.cpp also stops at).
-_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")  # fmt: skip
+_ENDS = (
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>",
+    "</s>", "<eos>",
+)  # fmt: skip
 _STARTS = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>")
 _DOCUMENT = "<|endoftext|>"
 _MARKUP = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
@@ -211,7 +214,8 @@ def _control_tokens(spec: Mapping[str, Any]) -> dict[str, int]:
 
 def _encoder(spec: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """The encoder of a tokenizer.json that adds nothing of its own."""
-    return tokenizers.Tokenizer.from_str(json.dumps({**spec, "post_processor": None, "truncation": None, "padding": None}))
+    bare = {**spec, "post_processor": None, "truncation": None, "padding": None}
+    return tokenizers.Tokenizer.from_str(json.dumps(bare))
 
 
 def _without(full: tokenizers.Tokenizer, spec: Mapping[str, Any], control: Mapping[str, int]) -> tokenizers.Tokenizer:

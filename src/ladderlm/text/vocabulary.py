@@ -44,7 +44,7 @@ _PRE: dict[str, list[dict[str, Any]]] = {
 
 @functools.cache
 def byte_alphabet() -> tuple[str, ...]:
-    """GPT-2's printable stand-in for each of the 256 bytes: printable Latin-1 is itself, the rest counts from U+0100."""
+    """GPT-2's printable stand-in for each byte: printable Latin-1 is itself, the rest count from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table, spare = [], 0x100
     for byte in range(256):

@@ -1,0 +1,66 @@
+"""Tokens to text, as they come: the one state machine of every stream."""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+
+from ladderlm.text.tokenizer import Tokenizer
+from ladderlm.types import Token
+
+
+class Detokeniser:
+    """Turns a stream of tokens into text that can be shown at once.
+
+    A character is emitted when its last byte is here; text that may be the beginning of a stop string is held until
+    that is settled. Control tokens have no text. What is emitted in all equals `tokenizer.decode` of all ids, cut
+    before the first stop string.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
+        self._tokenizer, self._stop = tokenizer, stop
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._control = frozenset(tokenizer.control.values())
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, token: Token) -> tuple[str, Token]:
+        """The text that can be shown now ("" after a stop), and the token with its own text and bytes filled in."""
+        data = b"" if token.id is None else self._tokenizer.token_bytes(token.id)
+        if token.top and not token.top[0].text:
+            named = (dataclasses.replace(c, text=self._text(c.id)) for c in token.top)
+            token = dataclasses.replace(token, top=tuple(named))
+        token = dataclasses.replace(token, text=data.decode("utf-8", "replace"), data=tuple(data))
+        if self.stopped or token.id in self._control:
+            return "", token
+        return self._settle(self._decoder.decode(data)), token
+
+    def finish(self) -> str:
+        """What was still held, at the end of the stream."""
+        if self.stopped:
+            return ""
+        text = self._settle(self._decoder.decode(b"", final=True))
+        rest, self._held = self._held, ""
+        return text + rest
+
+    def _text(self, id: int | None) -> str:
+        return "" if id is None else self._tokenizer.token_bytes(id).decode("utf-8", "replace")
+
+    def _settle(self, new: str) -> str:
+        """Adds `new` to what is held and takes out what no stop string can claim any more."""
+        text = self._held + new
+        cut = min((at for s in self._stop if (at := text.find(s)) >= 0), default=-1)
+        if cut >= 0:
+            self.stopped, self._held = True, ""
+            return text[:cut]
+        keep = max((_overlap(text, s) for s in self._stop), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    for k in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:k]):
+            return k
+    return 0
