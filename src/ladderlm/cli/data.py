@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class CollectConfig:
 
 @dataclass(frozen=True, slots=True)
 class SplitConfig:
-    file: Path = option(help="a dataset")
+    file: str = option(help="a dataset")
     fraction: float = option(0.1, "how much to hold out")
     seed: int = option(0, "another seed, another split")
     by: str = option("", "hold out whole sources, or records by id (default: sources if there are ten)",
@@ -41,7 +42,7 @@ class SplitConfig:
 
 @dataclass(frozen=True, slots=True)
 class StatsConfig:
-    file: Path = option(help="a dataset")
+    file: str = option(help="a dataset")
     model: str = option("", "also count tokens, with this model's tokenizer")
     skip_bad: bool = option(False, "leave out lines that cannot be read, and say how many")
     json: bool = option(False, "print JSON")
@@ -78,12 +79,13 @@ def _split(argv: list[str]) -> int:
     with show.progress():
         records = read_records(config.file, skip_bad=config.skip_bad)
         train, test = split(records, config.fraction, config.seed, config.by or None)  # type: ignore[arg-type]
-        name = config.file.name.removesuffix(".gz").rsplit(".", 1)[0]
-        folder = Path(config.out) if config.out else config.file.parent
+        file = Path(config.file)
+        name = file.name.removesuffix(".gz").rsplit(".", 1)[0]
+        folder = Path(config.out) if config.out else file.parent
         return _write_splits({"train": train, "test": test}, folder / f"{name}.jsonl", config.json)
 
 
-def _write_splits(splits: dict[str, list[Record]] | dict[str, tuple[Record, ...]], out: Path, as_json: bool) -> int:
+def _write_splits(splits: Mapping[str, Sequence[Record]], out: Path, as_json: bool) -> int:
     """Writes NAME.train.jsonl and NAME.test.jsonl for out = NAME.jsonl."""
     zipped = ".gz" if out.name.endswith(".gz") else ""
     base = out.name.removesuffix(".gz").removesuffix(".jsonl")
@@ -129,7 +131,6 @@ def _describe(found: dict[str, Stats], as_json: bool) -> None:
     show.table(rows, ("dataset", "what", "figure"))
 
 
-def _most(counts: object, shown: int = 5) -> str:
-    assert isinstance(counts, dict)
+def _most(counts: Mapping[str, int], shown: int = 5) -> str:
     parts = [f"{name} {n:,}" for name, n in list(counts.items())[:shown]]
     return ", ".join(parts) + (", ..." if len(counts) > shown else "")

@@ -138,7 +138,27 @@ _NOUNS_TEXT = """
     yield
 """
 _VERBS, _NOUNS = frozenset(_VERBS_TEXT.split()), frozenset(_NOUNS_TEXT.split())
-_PARTICLES = frozenset(("the", "a", "an", "of", "to", "for", "from", "as", "in"))
+_PARTICLES = frozenset(
+    (
+        "the",
+        "a",
+        "an",
+        "of",
+        "to",
+        "for",
+        "from",
+        "as",
+        "in",
+        "it",
+        "its",
+        "them",
+        "each",
+        "all",
+        "True",
+        "False",
+        "None",
+    )
+)
 _IRREGULAR = {"do": "does", "have": "has", "be": "is", "undo": "undoes"}
 _LEADS = {"Base class": "is the base class", "Abstract base class": "is an abstract base class",
           "Exception raised": "is the exception raised", "Raised": "is raised", "Called": "is called",
@@ -183,7 +203,7 @@ def about(item: Documented) -> str | None:
         joined = words[i - 1] in ("and", "or", "then", "otherwise", "else") or words[i - 1].endswith(",")
         if joined and bare in _VERBS:
             following = words[i + 1] if i + 1 < len(words) else ""
-            if bare in _NOUNS and following not in _PARTICLES:
+            if bare in _NOUNS and following.rstrip(",.;") not in _PARTICLES:
                 return None
             words[i] = third_person(bare) + word[len(bare) :]
     return f"{name} {' '.join(words)}"
