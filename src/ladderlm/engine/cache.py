@@ -1,0 +1,101 @@
+"""Keys and values of sequences, in blocks of 32 positions, and a store of recent ones to start from.
+
+A sequence only ever writes after its own end, so blocks that are full can be shared by any number of sequences;
+Python's reference counts free them. Taking a prefix copies at most one block.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ladderlm.engine.simd import BLOCK
+from ladderlm.types import FloatArray
+
+Ints = npt.NDArray[np.int64]
+
+
+class KVCache:
+    """One sequence: the ids whose keys and values are stored, the blocks that hold them and their addresses."""
+
+    def __init__(self, block_floats: int, context_length: int) -> None:
+        self.ids: list[int] = []
+        self.blocks: list[FloatArray] = []
+        self.addresses: Ints = np.zeros(-(-context_length // BLOCK), np.int64)
+        self._block_floats = block_floats
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def reserve(self, positions: int) -> None:
+        """Makes room for `positions` in all."""
+        while len(self.blocks) * BLOCK < positions:
+            self._append(np.zeros(self._block_floats, np.float32))
+
+    def _append(self, block: FloatArray) -> None:
+        self.addresses[len(self.blocks)] = block.ctypes.data
+        self.blocks.append(block)
+
+    def fork(self, length: int) -> KVCache:
+        """A sequence that starts with the first `length` positions of this one."""
+        other = KVCache(self._block_floats, len(self.addresses) * BLOCK)
+        other.ids = self.ids[:length]
+        for block in self.blocks[: length // BLOCK]:
+            other._append(block)
+        if length % BLOCK:
+            other._append(self.blocks[length // BLOCK].copy())
+        return other
+
+
+class Prefixes:
+    """Recent sequences within `budget` bytes, the least recently used dropped first."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._kept: OrderedDict[int, tuple[npt.NDArray[np.int32], KVCache]] = OrderedDict()
+        self._next = 0
+
+    def take(self, ids: Sequence[int], most: int, fresh: KVCache) -> KVCache:
+        """A new sequence that holds the longest stored common prefix of `ids`, at most `most` long; else `fresh`."""
+        wanted, best, length = np.asarray(ids[:most], np.int32), -1, 0
+        for key, (stored, _) in self._kept.items():
+            n = min(len(stored), len(wanted))
+            differs = np.flatnonzero(stored[:n] != wanted[:n])
+            same = int(differs[0]) if len(differs) else n
+            if same > length:
+                best, length = key, same
+        if best < 0:
+            return fresh
+        self._kept.move_to_end(best)
+        return self._kept[best][1].fork(length)
+
+    def keep(self, cache: KVCache) -> None:
+        """Remembers what `cache` holds now; its owner may go on writing after its end."""
+        ids = np.asarray(cache.ids, np.int32)
+        if not len(ids) or self._budget <= 0:
+            return
+        for key, (stored, _) in list(self._kept.items()):
+            if len(stored) <= len(ids) and np.array_equal(stored, ids[: len(stored)]):
+                del self._kept[key]  # the new one holds it whole
+            elif len(stored) > len(ids) and np.array_equal(stored[: len(ids)], ids):
+                self._kept.move_to_end(key)
+                return
+        snapshot = KVCache(0, len(cache.addresses) * BLOCK)
+        snapshot._block_floats, snapshot.ids = cache._block_floats, list(cache.ids)
+        for block in cache.blocks[: -(-len(ids) // BLOCK)]:
+            snapshot._append(block)
+        self._kept[self._next] = (ids, snapshot)
+        self._next += 1
+        while self._kept and self.bytes > self._budget:
+            self._kept.popitem(last=False)
+
+    def clear(self) -> None:
+        self._kept.clear()
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the kept blocks, shared ones counted once."""
+        return sum({id(b): b.nbytes for _, cache in self._kept.values() for b in cache.blocks}.values())

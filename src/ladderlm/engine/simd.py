@@ -1,0 +1,249 @@
+"""Vectors of 16 floats inside numba: a type and a few intrinsics on generic LLVM vectors.
+
+LLVM lowers `<16 x float>` to one AVX-512 register, two AVX2 or four NEON ones; nothing here names an instruction set.
+No operation carries a fast-math flag, so LLVM may not reorder sums: results do not depend on how the code is tiled.
+Addresses are plain int64 (`array.ctypes.data`); loads and stores need no alignment beyond 4 bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic, models, register_model
+
+from ladderlm.store import cache_dir
+
+LANES = 16
+BLOCK = 32  # rows of a packed block, positions of a cache block: two vectors
+WIDE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))  # 32 registers of 16 lanes, else fewer
+
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+F32 = ir.FloatType()
+VF = ir.VectorType(F32, LANES)
+VI = ir.VectorType(I32, LANES)
+Codegen = Callable[[Any, Any, Any, Any], Any]
+
+
+def _compiled_dir() -> Path:
+    """Where numba keeps machine code: beside the sources if writable, named by their content.
+
+    numba alone looks only at the file that holds a function, not at the files it calls into.
+    """
+    here = Path(__file__).parent
+    digest = hashlib.sha256(b"".join((here / f"{n}.py").read_bytes() for n in ("simd", "tiles", "kernels", "forward")))
+    base = here / "__pycache__" if os.access(here, os.W_OK) else cache_dir() / "numba"
+    return Path(os.environ.get("NUMBA_CACHE_DIR") or base) / f"engine-{digest.hexdigest()[:16]}"
+
+
+COMPILED = _compiled_dir()
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compiles `function` on first use, without the GIL, and keeps the machine code on disk."""
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(COMPILED)
+    try:
+        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+class _Vector(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name="float32x16")
+
+
+vector = _Vector()
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, VF)
+
+
+# --- Emitting LLVM ------------------------------------------------------------------------------------------------
+
+
+def at(builder: Any, address: Any, offset: int, kind: Any) -> Any:
+    """A pointer to `kind` at `address` + `offset` bytes."""
+    return builder.inttoptr(builder.add(address, ir.Constant(I64, offset)), ir.PointerType(kind))
+
+
+def load_vector(builder: Any, address: Any, offset: int = 0, kind: Any = VF, align: int = 4) -> Any:
+    return builder.load(at(builder, address, offset, kind), align=align)
+
+
+def broadcast(builder: Any, scalar: Any) -> Any:
+    undefined = ir.Constant(VF, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(VI, [0] * LANES))
+
+
+def constant(value: float) -> Any:
+    return ir.Constant(VF, [ir.Constant(F32, float(np.float32(value)))] * LANES)
+
+
+def call(builder: Any, name: str, *args: Any, result: Any = VF) -> Any:
+    """Calls the LLVM intrinsic `name` on vectors."""
+    signature = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), args)
+
+
+def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return call(builder, "llvm.fma.v16f32", a, b, c)
+
+
+# --- Vectors in kernels -------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def load(typing_context: Any, address: Any) -> tuple[Any, Codegen]:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return load_vector(builder, args[0])
+
+    return vector(types.int64), codegen
+
+
+@intrinsic
+def read(typing_context: Any, address: Any) -> tuple[Any, Codegen]:
+    """The float32 at `address`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(at(builder, args[0], 0, F32), align=4)
+
+    return types.float32(types.int64), codegen
+
+
+@intrinsic
+def _pointer(typing_context: Any, address: Any) -> tuple[Any, Codegen]:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return at(builder, args[0], 0, F32)
+
+    return types.CPointer(types.float32)(types.int64), codegen
+
+
+@kernel
+def floats(address: int, count: int) -> Any:
+    """The `count` float32 at `address`, as an array."""
+    return numba.carray(_pointer(address), (count,))
+
+
+@intrinsic
+def store(typing_context: Any, address: Any, value: Any) -> tuple[Any, Codegen]:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[1], at(builder, args[0], 0, VF), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, vector), codegen
+
+
+@intrinsic
+def splat(typing_context: Any, scalar: Any) -> tuple[Any, Codegen]:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return broadcast(builder, args[0])
+
+    return vector(types.float32), codegen
+
+
+def _binary(emit: Callable[[Any, Any, Any], Any]) -> Any:
+    @intrinsic
+    def operation(typing_context: Any, x: Any, y: Any) -> tuple[Any, Codegen]:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return emit(builder, args[0], args[1])
+
+        return vector(vector, vector), codegen
+
+    return operation
+
+
+add = _binary(lambda builder, x, y: builder.fadd(x, y))
+mul = _binary(lambda builder, x, y: builder.fmul(x, y))
+div = _binary(lambda builder, x, y: builder.fdiv(x, y))
+maximum = _binary(lambda builder, x, y: call(builder, "llvm.maxnum.v16f32", x, y))
+
+
+@intrinsic
+def multiply_add(typing_context: Any, x: Any, y: Any, z: Any) -> tuple[Any, Codegen]:
+    """x * y + z, rounded once."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return fma(builder, *args)
+
+    return vector(vector, vector, vector), codegen
+
+
+@intrinsic
+def exp(typing_context: Any, x: Any) -> tuple[Any, Codegen]:
+    """e^x to about 1 unit in the last place: 2^n times a Taylor polynomial on |r| <= ln(2)/2; exactly 0 below -87."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        low = call(builder, "llvm.maxnum.v16f32", args[0], constant(-87.0))
+        value = call(builder, "llvm.minnum.v16f32", low, constant(88.0))
+        n = call(builder, "llvm.rint.v16f32", builder.fmul(value, constant(1.4426950408889634)))
+        rest = fma(builder, n, constant(-0.693359375), value)  # ln 2 in two parts (Cody and Waite)
+        rest = fma(builder, n, constant(2.12194440e-4), rest)
+        total = constant(1 / 5040)
+        for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
+            total = fma(builder, total, rest, constant(coefficient))
+        exponent = builder.add(builder.fptosi(n, VI), ir.Constant(VI, [127] * LANES))
+        power = builder.bitcast(builder.shl(exponent, ir.Constant(VI, [23] * LANES)), VF)
+        below = builder.fcmp_ordered("<", args[0], constant(-87.0))
+        return builder.select(below, constant(0.0), builder.fmul(total, power))
+
+    return vector(vector), codegen
+
+
+@intrinsic
+def total(typing_context: Any, x: Any) -> tuple[Any, Codegen]:
+    """The sum of the 16 lanes, by halves: always in the same order."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = args[0]
+        for half in (8, 4, 2, 1):
+            order = ir.Constant(VI, [(lane + half) % LANES for lane in range(LANES)])
+            value = builder.fadd(value, builder.shuffle_vector(value, value, order))
+        return builder.extract_element(value, ir.Constant(I32, 0))
+
+    return types.float32(vector), codegen
+
+
+@intrinsic
+def largest(typing_context: Any, x: Any) -> tuple[Any, Codegen]:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return call(builder, "llvm.vector.reduce.fmax.v16f32", args[0], result=F32)
+
+    return types.float32(vector), codegen
+
+
+# --- Between threads ----------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def atomic_add(typing_context: Any, address: Any, value: Any) -> tuple[Any, Codegen]:
+    """Adds to the int64 at `address`; the value before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", at(builder, args[0], 0, I64), args[1], "acq_rel")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def atomic_load(typing_context: Any, address: Any) -> tuple[Any, Codegen]:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(at(builder, args[0], 0, I64), "acquire", 8)
+
+    return types.int64(types.int64), codegen
+
+
+give_way = types.ExternalFunction("SwitchToThread" if os.name == "nt" else "sched_yield", types.int32())
