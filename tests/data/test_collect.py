@@ -72,7 +72,18 @@ def test_python_docs_are_text():
 
 
 def test_readable_knows_comments_from_strings():
-    source = '''"""Module."""\n# This comment tells the reader something true.\n# ---------\nx = """\n# Not a comment but a part of one string.\n"""\n# x = f(a, b, c, d, e, f, [\ndef f(self, a, *, b):\n    """Do."""\n'''  # fmt: skip
+    lines = [
+        '"""Module."""',
+        "# This comment tells the reader something true.",
+        "# ---------",
+        'x = """',
+        "# Not a comment but a part of one string.",
+        '"""',
+        "# x = f(a, b, c, d, e, f, [",
+        "def f(self, a, *, b):",
+        '    """Do."""',
+    ]
+    source = "\n".join(lines)
     ast.parse(source)
     text = readable("m", source)
     assert text == "# m\n\nModule.\n\nThis comment tells the reader something true.\n\n## f(a, b)\n\nDo.\n"

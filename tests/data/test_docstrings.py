@@ -41,7 +41,7 @@ def test_third_person(verb, form):
         ("function", "Returns the largest of them.", "`m.f` returns the largest of them."),
         ("function", "Read a line and return it as text.", "`m.f` reads a line and returns it as text."),
         ("function", "Flush and close the stream.", "`m.f` flushes and closes the stream."),
-        ("function", "Return True if open, otherwise return False.", "`m.f` returns True if open, otherwise returns False."),
+        ("function", "Return True, otherwise return False.", "`m.f` returns True, otherwise returns False."),
         ("function", "Check for read and write access.", None),
         ("function", "Called when a line is empty.", "`m.f` is called when a line is empty."),
         ("function", "Whether the file is open now.", None),

@@ -7,7 +7,14 @@ import pytest
 from ladderlm.data.records import record_id
 from ladderlm.data.shapes import conversation
 from ladderlm.data.tasks import (
-    BUILTIN, Answers, ClassTask, DocsMatch, docs_preferences, docs_questions, forgetting_probe, held_out_packages,
+    BUILTIN,
+    Answers,
+    ClassTask,
+    DocsMatch,
+    docs_preferences,
+    docs_questions,
+    forgetting_probe,
+    held_out_packages,
 )  # fmt: skip
 from ladderlm.errors import FormatError, UsageError
 from ladderlm.types import Task
@@ -39,7 +46,7 @@ def test_docs_match_is_balanced_and_disjoint(match):
 def test_docs_match_false_pairs_come_from_nearby(match):
     truth = {}
     for r in (*match.records("train"), *match.records("test")):
-        signature, sentence = r["text"].split("\n")
+        sentence = r["text"].split("\n")[1]
         truth.setdefault(r.source, []).append((sentence, r["label"]))
     # a bag of words sees the module's vocabulary on both labels alike
     shared = [source for source, rows in truth.items() if len({label for _, label in rows}) == 2]

@@ -84,7 +84,8 @@ def test_ratio_weighs_items():
 
 @pytest.mark.parametrize(
     ("after", "higher", "verdict"),
-    [([1] * 50, True, "helped"), ([0] * 50, True, "harmed"), ([1] * 50, False, "harmed"), ([1, 0] * 25, True, "no evidence")],
+    [([1] * 50, True, "helped"),
+     ([0] * 50, True, "harmed"), ([1] * 50, False, "harmed"), ([1, 0] * 25, True, "no evidence")],
 )  # fmt: skip
 def test_verdicts(after, higher, verdict):
     found = did_it_help("accuracy", [1, 0, 0, 1, 0] * 10, after, higher_is_better=higher)

@@ -26,15 +26,23 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Perplexity(Value):
-    """The figures over all texts, with intervals over texts; `*_each` are each text's own, for paired comparisons."""
+    """The figures over all texts; `interval` is that of the bits per byte, over texts. `*_each` are each text's own."""
 
-    perplexity: Interval
-    bits_per_byte: Interval
+    perplexity: float
+    bits_per_byte: float
+    interval: Interval
     nats: float
     tokens: int
     bytes: int
     nats_each: tuple[float, ...]
+    tokens_each: tuple[int, ...]
     bytes_each: tuple[int, ...]
+
+    @property
+    def perplexity_interval(self) -> Interval:
+        """The perplexity and its interval, over texts."""
+        found = bootstrap_ratio(self.nats_each, self.tokens_each)
+        return Interval(*(math.exp(min(x, 700)) for x in (found.mean, found.low, found.high)))
 
     @property
     def bits_each(self) -> tuple[float, ...]:
@@ -67,11 +75,11 @@ def evaluate(model: Model, tokenizer: Encoder, texts: Sequence[str], context: in
         bytes_each.append(max(1, round(size * (1 - skipped / len(ids)))))
     if not sum(tokens_each):
         raise UsageError("no text to score", cure="give at least one text of two tokens")
-    per_token = bootstrap_ratio(nats_each, tokens_each)
-    perplexity = Interval(*(math.exp(min(x, 700)) for x in (per_token.mean, per_token.low, per_token.high)))
+    nats, total, size = math.fsum(nats_each), sum(tokens_each), sum(bytes_each)
+    interval = bootstrap_ratio([n / math.log(2) for n in nats_each], bytes_each)
     return Perplexity(
-        perplexity, bootstrap_ratio([n / math.log(2) for n in nats_each], bytes_each), math.fsum(nats_each),
-        sum(tokens_each), sum(bytes_each), tuple(nats_each), tuple(bytes_each),
+        math.exp(min(nats / total, 700)), interval.mean, interval, nats, total, size,
+        tuple(nats_each), tuple(tokens_each), tuple(bytes_each),
     )  # fmt: skip
 
 

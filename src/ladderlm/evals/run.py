@@ -136,7 +136,7 @@ def _texts(config: EvalConfig, files: Any, engine: Any, records: Sequence[Record
     texts = [r["text"] for r in records]
     found = perplexity.evaluate(engine, files.tokenizer, texts, config.context or None)
     details = {"nats": found.nats, "tokens": found.tokens, "bytes": found.bytes}
-    shown = {"bits_per_byte": found.bits_per_byte, "perplexity": found.perplexity}
+    shown = {"bits_per_byte": found.interval, "perplexity": found.perplexity_interval}
     return {"metrics": shown, "each": {"bits_per_byte": found.bits_each}, "details": details}
 
 
