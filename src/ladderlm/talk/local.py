@@ -1,0 +1,150 @@
+"""A local model as a Chat: rendering before the engine, detokenising after it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ladderlm.errors import UsageError
+from ladderlm.text.detokenise import Detokeniser
+from ladderlm.text.render import render
+from ladderlm.types import Cancel, Candidate, Conversation, Delta, Sampling, Usage
+
+if TYPE_CHECKING:
+    from ladderlm.engine import Engine
+    from ladderlm.models.folder import ModelFiles
+
+DEFAULTS = Sampling(temperature=0.7, top_p=0.95)
+
+
+class LocalChat:
+    """A model's files and an engine that holds its weights, speaking text."""
+
+    def __init__(self, files: ModelFiles, engine: Engine) -> None:
+        self.files, self.engine = files, engine
+        self.tokenizer = files.tokenizer
+
+    @property
+    def name(self) -> str:
+        return self.files.name
+
+    @property
+    def defaults(self) -> Sampling:
+        """The model's own generation settings over ours."""
+        known = {k: v for k, v in self.files.generation.items() if k in ("temperature", "top_p", "top_k", "min_p") and v is not None}
+        return dataclasses.replace(DEFAULTS, **known)
+
+    def stream(
+        self, conversation: Conversation, sampling: Sampling, *, cancel: Cancel | None = None, deadline: float | None = None
+    ) -> Iterator[Delta]:
+        """The answer to a conversation; a last assistant message is continued."""
+        ids = render(conversation, self.tokenizer, self.files.template).ids
+        return self._speak(ids, sampling, cancel, deadline)
+
+    def complete(
+        self, prompt: str | Sequence[int], sampling: Sampling, *, cancel: Cancel | None = None, deadline: float | None = None
+    ) -> Iterator[Delta]:
+        """Raw continuation of text (after the document-start token) or of ids as they are."""
+        ids = self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt)
+        return self._speak(ids, sampling, cancel, deadline)
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        start = self.tokenizer.document_start_id
+        return ([] if start is None else [start]) + self.tokenizer.encode(prompt)
+
+    def _speak(self, ids: list[int], sampling: Sampling, cancel: Cancel | None, deadline: float | None) -> Iterator[Delta]:
+        inner = dataclasses.replace(
+            sampling, stop=(), stop_ids=tuple(dict.fromkeys((*sampling.stop_ids, *self.tokenizer.stop_ids)))
+        )
+        choices = [Detokeniser(self.tokenizer, sampling.stop) for _ in range(sampling.n)]
+        tokens, running, usage = 0, set(range(sampling.n)), None
+        stream = self.engine.generate(ids, inner, cancel=cancel, deadline=deadline)
+        with contextlib.closing(stream):
+            for delta in stream:
+                usage = delta.usage or usage
+                if delta.prompt:
+                    reader = Detokeniser(self.tokenizer)
+                    yield Delta(prompt=tuple(reader.feed(t)[1] for t in delta.prompt))
+                if delta.index not in running or not (delta.tokens or delta.finish_reason):
+                    continue
+                tokens += len(delta.tokens)
+                said = _say(choices[delta.index], delta)
+                if said.finish_reason:
+                    running.discard(delta.index)
+                if said.text or said.tokens or said.finish_reason:
+                    yield said
+                if not running and usage is None and any(c.stopped for c in choices):
+                    break  # a stop string ended the last choice: the engine need not go on
+        yield Delta(usage=usage or Usage(len(ids), tokens))
+
+    def next(self, prompt: str, k: int = 10) -> list[Candidate]:
+        """The `k` likeliest next tokens of raw text."""
+        logprobs_V = self._logprobs(self.prompt_ids(prompt))
+        best = np.argsort(-logprobs_V, kind="stable")[:k]
+        return [Candidate(int(i), float(logprobs_V[i]), self._text(int(i))) for i in best]
+
+    def word_sums(self, prompt: str, words: Sequence[str]) -> dict[str, float]:
+        """Probability that the text goes on with each whole word, over however many tokens the word takes.
+
+        The product over the word's tokens, times the probability that what follows does not continue the word.
+        """
+        prefix, out = self.prompt_ids(prompt), {}
+        inside = self._inside_word
+        for word in words:
+            ids = self.tokenizer.encode(" " + word)
+            spelled = math.fsum(self.engine.score(prefix, [ids])[0])
+            after_V = np.exp(self._logprobs(prefix + ids))
+            out[word] = math.exp(spelled) * float(1 - after_V[inside].sum())
+        return out
+
+    def rank(self, prompt: str | Conversation, choices: Sequence[str]) -> list[float]:
+        """Log-likelihood of each choice as the answer (a conversation) or as the continuation (text)."""
+        if not choices:
+            raise UsageError("no choices to rank")
+        if isinstance(prompt, Conversation):
+            ids, lead = render(prompt, self.tokenizer, self.files.template).ids, ""
+        else:
+            ids, lead = self.prompt_ids(prompt), "" if prompt[-1:].isspace() or not prompt else " "
+        continuations = [self.tokenizer.encode(lead + c) for c in choices]
+        if not all(continuations):
+            raise UsageError("a choice is empty")
+        return [math.fsum(row) for row in self.engine.score(ids, continuations)]
+
+    def close(self) -> None:
+        self.engine.close()
+
+    @functools.cached_property
+    def _inside_word(self) -> np.ndarray:
+        """Which tokens of the vocabulary would continue a word rather than begin or end one."""
+        first = [self.tokenizer.token_bytes(i)[:1] for i in range(self.tokenizer.vocab_size)]
+        wordlike = [bool(b) and (b.isalnum() or b >= b"\x80" or b == b"'") for b in first]
+        return np.array(wordlike + [False] * (self.engine.vocab_size - len(wordlike)))
+
+    def _logprobs(self, ids: Sequence[int]) -> np.ndarray:
+        row_V = self.engine.logits(ids)[-1].astype(np.float64)
+        row_V -= row_V.max()
+        return row_V - math.log(np.exp(row_V).sum())
+
+    def _text(self, id: int) -> str:
+        return self.tokenizer.token_bytes(id).decode("utf-8", "replace")
+
+
+def _say(choice: Detokeniser, delta: Delta) -> Delta:
+    """The engine's delta with its text, or what a stop string leaves of it."""
+    text, tokens = "", []
+    for token in delta.tokens:
+        new, named = choice.feed(token)
+        text += new
+        tokens.append(named)
+        if choice.stopped:
+            return Delta(delta.index, text=text, tokens=tuple(tokens), finish_reason="stop")
+    if delta.finish_reason:
+        text += choice.finish()
+    reason = "stop" if choice.stopped else delta.finish_reason
+    return Delta(delta.index, text=text, tokens=tuple(tokens), finish_reason=reason)
