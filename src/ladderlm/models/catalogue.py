@@ -162,10 +162,10 @@ def _precision(files: ModelFiles) -> tuple[dict[str, int], int]:
 
 
 def memory_bandwidth(seconds: float = 0.2) -> float:
-    """Bytes a second that this machine reads from memory: the best of repeated passes over 64 MB."""
+    """Bytes a second that this machine reads from memory: the best of repeated passes over 128 MB."""
     import numpy as np
 
-    values = np.ones(16 * 2**20, np.float32)
+    values = np.ones(32 * 2**20, np.float32)  # well beyond any cache
     best, until = 0.0, time.perf_counter() + seconds
     while True:
         start = time.perf_counter()

@@ -170,5 +170,7 @@ def _tensor(r: _Reader) -> GGUFTensor:
     if dims > 2 or not 0 < weights < _MAX_WEIGHTS:
         raise r.fail(f"the tensor {name!r} has the absurd shape {sizes}")
     kind = NUMBERS[number]
+    if sizes[0] % KINDS[kind].weights:
+        raise r.fail(f"the rows of {name!r} end inside a {kind} block")
     size = weights // sizes[0] * row_bytes(kind, sizes[0])
     return GGUFTensor(name, kind, tuple(reversed(sizes)), offset, size)
