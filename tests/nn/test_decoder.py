@@ -35,7 +35,8 @@ def test_logits_and_loss_equal_those_of_transformers(changes: dict[str, object])
     decoder = random_decoder(**changes)
     config = transformers.LlamaConfig(**decoder.arch.to_hf())
     theirs = transformers.LlamaForCausalLM(config).eval()
-    missing, unexpected = theirs.load_state_dict({k: torch.from_numpy(v) for k, v in decoder.state().items()}, strict=False)
+    state = {k: torch.from_numpy(v) for k, v in decoder.state().items()}
+    missing, unexpected = theirs.load_state_dict(state, strict=False)
     assert not unexpected
     assert all(n == "lm_head.weight" for n in missing)
     theirs.tie_weights()

@@ -195,5 +195,5 @@ def load_decoder(files: ModelFiles) -> Decoder:
             array = files.weights.float32(name)
             if array.shape != tuple(parameter.shape):
                 raise FormatError(f"{name} is {array.shape}, not {tuple(parameter.shape)}", where=str(files.path))
-            parameter.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+            parameter.copy_(torch.from_numpy(np.require(array, np.float32, ["C", "W"])))
     return decoder

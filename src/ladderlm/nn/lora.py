@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ladderlm.errors import UsageError, nearest
-from ladderlm.nn.decoder import Decoder
+from ladderlm.nn.decoder import Decoder, Layer
 from ladderlm.types import FloatArray
 
 if TYPE_CHECKING:
@@ -57,9 +57,10 @@ def add_lora(decoder: Decoder, config: LoraConfig, *, seed: int = 0, layers_trai
     decoder.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for layer in decoder.model.layers[-layers_trained:]:
+        assert isinstance(layer, Layer)
         for parent in (layer.self_attn, layer.mlp):
             for name, linear in list(parent.named_children()):
-                if name in config.targets:
+                if name in config.targets and isinstance(linear, nn.Linear):
                     adapted = LoraLinear(linear, config.rank, config.alpha)
                     adapted.initialise(generator)
                     setattr(parent, name, adapted)

@@ -56,7 +56,7 @@ def nats(decoder: Decoder, batch: Batch) -> Tensor:
     head_VD = decoder.head_VD
     if head_VD.requires_grad:
         return F.cross_entropy(F.linear(hidden_ND, head_VD), batch.targets_N, reduction="none")
-    return _FrozenHead.apply(hidden_ND, head_VD, batch.targets_N)  # type: ignore[no-any-return]
+    return _FrozenHead.apply(hidden_ND, head_VD, batch.targets_N)
 
 
 def mean_nats(decoder: Decoder, batch: Batch) -> tuple[Tensor, dict[str, float]]:

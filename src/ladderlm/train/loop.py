@@ -179,7 +179,7 @@ def _step(
 
 
 def calibrated_total(durations: list[float], step: int, seconds: float, minutes: float) -> int | None:
-    """How many steps fit into `minutes`; None while too few have been timed. The first one, which warms up, is left out."""
+    """How many steps fit into `minutes`; None while too few have been timed. The first, which warms up, is left out."""
     if len(durations) <= CALIBRATION_STEPS or sum(durations) < 60 * minutes / 20:
         return None
     left = 60 * minutes - seconds
@@ -191,9 +191,7 @@ def _due(progress: _Progress, config: LoopConfig) -> bool:
     return progress.step == progress.total or (every > 0 and progress.step % every == 0)
 
 
-def _report(
-    run: Run, stage: str, progress: _Progress, row: dict[str, Any], lr: float, durations: list[float]
-) -> None:
+def _report(run: Run, stage: str, progress: _Progress, row: dict[str, Any], lr: float, durations: list[float]) -> None:
     recent = durations[-20:]
     speed = row["tokens"] / recent[-1]
     data = {"loss": row["loss"], "tokens_per_second": round(speed, 1)}

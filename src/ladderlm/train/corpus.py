@@ -1,0 +1,113 @@
+"""Text as token ids on disk: tokenised once, memory-mapped ever after, and cut into windows by number."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ladderlm import events, store
+from ladderlm.errors import UsageError
+from ladderlm.nn.decoder import Decoder
+from ladderlm.nn.loss import Batch, make_batch, nats
+from ladderlm.text.tokenizer import Tokenizer
+from ladderlm.types import Record
+
+FORMAT = 1
+TEXTS_AT_A_TIME = 256
+TOKENS_AT_A_TIME = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """`ids_N` of all documents end to end, each led by the document-start token; `starts` where each begins."""
+
+    ids_N: np.ndarray
+    starts: np.ndarray
+
+
+def tokenise(records: Sequence[Record], tokenizer: Tokenizer) -> Tokens:
+    """The texts of `records` as ids, from the cache when they have been tokenised before.
+
+    Ids are uint16 where the vocabulary allows, else uint32, little-endian.
+    """
+    key = hashlib.sha256(f"{FORMAT}\0{tokenizer.to_json()}\0{tokenizer.document_start_id}".encode())
+    for record in records:
+        key.update(hashlib.sha256(record["text"].encode("utf-8", "surrogatepass")).digest())
+    folder = store.cache_dir() / "tokens" / key.hexdigest()[:32]
+    kind = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+    with store.lock(folder):
+        if not folder.exists():
+            with store.atomic_dir(folder) as temporary:
+                _write(temporary, records, tokenizer, kind)
+    return Tokens(np.memmap(folder / "ids.bin", kind, "r"), np.fromfile(folder / "starts.bin", "<i8"))
+
+
+def _write(folder: Path, records: Sequence[Record], tokenizer: Tokenizer, kind: np.dtype) -> None:
+    head = [] if tokenizer.document_start_id is None else [tokenizer.document_start_id]
+    starts, written = [], 0
+    chunks = [records[i : i + TEXTS_AT_A_TIME] for i in range(0, len(records), TEXTS_AT_A_TIME)]
+    with (folder / "ids.bin").open("wb") as file:
+        for chunk in events.track(chunks, "tokenise", unit="chunks"):
+            for ids in tokenizer.encode_batch([r["text"] for r in chunk]):
+                starts.append(written)
+                np.array([*head, *ids], kind).tofile(file)
+                written += len(head) + len(ids)
+    np.array(starts, "<i8").tofile(folder / "starts.bin")
+
+
+def windows(tokens: Tokens, seq_len: int, batch: int, seed: int, start_id: int) -> Callable[[int], Batch]:
+    """The i-th batch of `batch` windows of `seq_len` targets each.
+
+    In an epoch every token is a target once; each epoch cuts elsewhere and shuffles anew. A window is read as the
+    document-start token and what follows, as windows are when the model is evaluated and prompts when it is used.
+    """
+    ids_N = tokens.ids_N
+    count = (len(ids_N) - seq_len) // seq_len  # leaves room to begin an epoch at any offset below seq_len
+    if count < 1:
+        raise UsageError(f"only {len(ids_N)} tokens", where=f"seq_len={seq_len}", cure="give more text")
+
+    @functools.lru_cache(maxsize=2)
+    def epoch(number: int) -> np.ndarray:
+        rng = np.random.default_rng([seed, number])
+        return rng.integers(seq_len) + seq_len * rng.permutation(count)
+
+    wanted_N = torch.arange(batch * seq_len)
+
+    def get(i: int) -> Batch:
+        rows = []
+        for number, place in (divmod(j, count) for j in range(i * batch, (i + 1) * batch)):
+            start = int(epoch(number)[place])
+            rows.append(np.concatenate([[start_id], ids_N[start : start + seq_len]]))
+        ids_BT = torch.from_numpy(np.stack(rows).astype(np.int64))
+        targets_N = ids_BT[:, 1:].reshape(-1)
+        return Batch(ids_BT[:, :-1].reshape(-1), (seq_len,) * batch, wanted_N, targets_N)
+
+    return get
+
+
+@torch.no_grad()
+def text_nats(decoder: Decoder, texts: Sequence[Sequence[int]], start_id: int) -> list[float]:
+    """Negative log-likelihood of each text (ids without start token).
+
+    A text longer than the context is cut into windows that do not overlap, each led by the start token: the windows
+    of evals.perplexity, so that the figures agree.
+    """
+    size = decoder.arch.context_length - 1
+    pieces = [(n, [start_id, *text[i : i + size]]) for n, text in enumerate(texts) for i in range(0, len(text), size)]
+    pieces.sort(key=lambda piece: len(piece[1]))
+    total = [0.0] * len(texts)
+    decoder.eval()
+    together = max(1, TOKENS_AT_A_TIME // size)
+    groups = [pieces[i : i + together] for i in range(0, len(pieces), together)]
+    for group in events.track(groups, "measure", unit="batches"):
+        batch = make_batch([(ids, [True] * len(ids)) for _, ids in group])
+        spent = nats(decoder, batch).double().split(batch.lengths)
+        for (number, _), values in zip(group, spent, strict=True):
+            total[number] += values.sum().item()
+    return total

@@ -1,0 +1,148 @@
+"""Records as what the loss sees: ids with a mask, packed into batches of about equally many tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from ladderlm import events
+from ladderlm.data.shapes import conversation
+from ladderlm.data.tasks import ClassTask
+from ladderlm.errors import LadderError, UsageError
+from ladderlm.models.folder import ModelFiles
+from ladderlm.nn.decoder import Decoder
+from ladderlm.nn.loss import Batch, make_batch, nats
+from ladderlm.text.render import render
+from ladderlm.types import Conversation, Record
+
+T = TypeVar("T")
+
+
+class Example(NamedTuple):
+    """A document's ids; `mask` is true on the tokens to learn."""
+
+    ids: list[int]
+    mask: list[bool]
+
+
+def as_messages(records: Sequence[Record]) -> list[Record]:
+    """Class records become conversations, in the words in which evals asks for a label; others stay as they are."""
+    classes = tuple(r for r in records if r.kind == "class")
+    if not classes:
+        return list(records)
+    task = ClassTask.of("classes", {"train": classes})
+
+    def ask(record: Record) -> Record:
+        turns = [{"role": m.role, "content": m.text} for m in task.prompt(record).messages]
+        turns.append({"role": "assistant", "content": record["label"]})
+        return dataclasses.replace(record, kind="messages", fields={"messages": turns})
+
+    return [ask(r) if r.kind == "class" else r for r in records]
+
+
+def make_example(record: Record, files: ModelFiles, max_length: int) -> Example:
+    """Ids and mask of a record: what the assistant says is learnt; of a text, all of it.
+
+    Raises LadderError with the reason when there is nothing to learn or it is too long.
+    """
+    if record.kind == "text":
+        start = files.tokenizer.document_start_id
+        ids = [*([] if start is None else [start]), *files.tokenizer.encode(record["text"])]
+        example = Example(ids, [True] * len(ids))
+    else:
+        example = _rendered(conversation(record), files)
+    if len(example.ids) > max_length:
+        raise UsageError(f"{len(example.ids)} tokens, more than max_length {max_length}")
+    if not any(example.mask[1:]):
+        raise UsageError("the assistant says nothing")
+    return example
+
+
+def _rendered(turns: Conversation, files: ModelFiles) -> Example:
+    rendered = render(turns, files.tokenizer, files.template, add_generation_prompt=False)
+    # What follows the last turn's end (a newline of the template) is never learnt, so it need not be read.
+    last = max((i for i, wanted in enumerate(rendered.mask) if wanted), default=len(rendered.ids) - 1)
+    return Example(rendered.ids[: last + 1], rendered.mask[: last + 1])
+
+
+def make_all(
+    records: Sequence[Record], make: Callable[[Record], T], stage: str = "render"
+) -> tuple[list[T], list[tuple[int, str]]]:
+    """What `make` gives for each record, and (number from 1, reason) of those for which it cannot."""
+    made, problems = [], []
+    for number, record in enumerate(events.track(records, stage, unit="records"), 1):
+        try:
+            made.append(make(record))
+        except LadderError as error:
+            problems.append((number, str(error)))
+    return made, problems
+
+
+class Packing:
+    """Batches of whole items up to a token budget, epoch after epoch, each shuffled anew; batch i is always the same.
+
+    An item larger than the budget is a batch by itself.
+    """
+
+    def __init__(self, sizes: Sequence[int], budget: int, seed: int) -> None:
+        self._sizes, self._budget, self._seed = sizes, budget, seed
+        self._plan: list[list[int]] = []
+        self._epochs = 0
+
+    def __call__(self, i: int) -> list[int]:
+        """Indices of the items of batch `i`."""
+        while i >= len(self._plan):
+            self._extend()
+        return self._plan[i]
+
+    def batches_in(self, epochs: float) -> int:
+        """How many batches make that many epochs."""
+        while self._epochs < epochs:
+            self._extend()
+        return max(1, round(len(self._plan) * epochs / self._epochs))
+
+    def _extend(self) -> None:
+        batch: list[int] = []
+        filled = 0
+        for i in np.random.default_rng([self._seed, self._epochs]).permutation(len(self._sizes)).tolist():
+            if batch and filled + self._sizes[i] > self._budget:
+                self._plan.append(batch)
+                batch, filled = [], 0
+            batch.append(i)
+            filled += self._sizes[i]
+        self._plan.append(batch)
+        self._epochs += 1
+
+
+def sorted_batch(examples: Sequence[Example]) -> Batch:
+    """Neighbours of one length share an attention call."""
+    return make_batch(sorted(examples, key=lambda e: len(e[0])))
+
+
+@torch.no_grad()
+def example_nats(decoder: Decoder, examples: Sequence[Example], budget: int, stage: str) -> list[float]:
+    """Negative log-likelihood of what is to be learnt in each example, summed over its tokens."""
+    decoder.eval()
+    out = [0.0] * len(examples)
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
+    packed: list[list[int]] = [[]]
+    for i in order:
+        if packed[-1] and sum(len(examples[j].ids) for j in packed[-1]) + len(examples[i].ids) > budget:
+            packed.append([])
+        packed[-1].append(i)
+    for group in events.track(packed, stage, unit="batches"):
+        batch = make_batch([examples[i] for i in group])
+        sums = per_document(nats(decoder, batch), batch)
+        for i, value in zip(group, sums.tolist(), strict=True):
+            out[i] = value
+    return out
+
+
+def per_document(values_N: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Values on the wanted positions summed over each document, (documents,)."""
+    owners_T = torch.arange(len(batch.lengths)).repeat_interleave(torch.tensor(batch.lengths))
+    return torch.zeros(len(batch.lengths)).index_add(0, owners_T[batch.wanted_N], values_N)

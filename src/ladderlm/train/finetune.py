@@ -1,0 +1,128 @@
+"""Supervised fine-tuning: a model and records of what it should say; an adapter or a whole model comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ladderlm import events
+from ladderlm.config import option
+from ladderlm.data.records import read_records, split
+from ladderlm.errors import UsageError
+from ladderlm.evals.helped import Helped, did_it_help
+from ladderlm.models.fetch import DEFAULT_MODEL
+from ladderlm.models.folder import ModelFiles
+from ladderlm.models.reference import open_model
+from ladderlm.nn.loss import Batch, mean_nats
+from ladderlm.train.examples import Example, Packing, as_messages, example_nats, make_all, make_example, sorted_batch
+from ladderlm.train.loop import LoopConfig, fit
+from ladderlm.train.result import Result, bad_rows, begin, check_finished, conclude, describe_data, use_threads
+from ladderlm.train.tuning import METHODS, prepare, save_tuned
+from ladderlm.types import Record, Value
+
+HELD_OUT_SHARE = 0.05
+MOST_HELD_OUT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneConfig(Value):
+    """What to tune on what, and how."""
+
+    data: str = option("", "records: messages, prompt+completion, text+label, or text", positional=True)
+    model: str = option(DEFAULT_MODEL, "the model to tune", short="-m")
+    out: str = option("tuned", "name or path of the result", short="-o")
+    held_out: str = option("", "records to measure on; else a twentieth of the data is kept apart")
+    method: str = option("lora", "a low-rank adapter, or all weights", choices=METHODS)
+    rank: int = option(8, "rank of the adapter")
+    alpha: float = option(16.0, "scale of the adapter, over its rank")
+    layers_trained: int = option(0, "train this many last layers only, which is faster; 0: all")
+    lr: float = option(0.0, "learning rate; 0: 5e-4 for lora, 5e-5 for full")
+    epochs: float = option(1.0, "times the data is seen, unless minutes or steps are given")
+    minutes: float = option(0.0, "time budget; the number of steps is worked out from the first ones")
+    steps: int = option(0, "optimiser steps")
+    batch_tokens: int = option(1024, "tokens in an optimiser step")
+    max_length: int = option(1024, "most tokens of a record")
+    warmup: int = option(5, "steps of rising learning rate")
+    cooldown: float = option(0.8, "last share of the steps, over which the learning rate falls to zero")
+    skip_bad: bool = option(False, "leave out records that cannot be used, instead of stopping")
+    seed: int = option(0, "seed of adapter and order")
+    threads: int = option(0, "processor threads; 0: all")
+    licence: str = option("unknown", "licence of the data where it does not say so itself")
+    resume: str = option("", "go on with this run")
+    replace: bool = option(False, "replace the result if it exists")
+    json: bool = option(False, "print the result as JSON")
+
+
+def run(config: FinetuneConfig) -> Result:
+    """Tunes, measures before and after on held-out records, and writes an adapter or a model folder."""
+    if not (config.data or config.resume):
+        raise UsageError("no data to train on", cure="name a file of records")
+    run_, config = begin("finetune", config, config.resume)
+    use_threads(config.threads)
+    files = open_model(config.model)
+    train, held = load_records(config)
+    examples, held_examples = render_all(config, files, train, held)
+    packing = Packing([len(e.ids) for e in examples], config.batch_tokens, config.seed)
+    decoder, optimiser = prepare(config, files, lora_lr=5e-4, full_lr=5e-5)
+    trained = sum(p.numel() for p in optimiser.parameters)
+    tokens = sum(len(e.ids) for e in examples)
+    events.emit("finetune", f"{len(examples):,} records, {tokens:,} tokens; {trained / 1e6:.2f} M weights train")
+    before = example_nats(decoder, held_examples, config.batch_tokens, "before")
+
+    def batches(i: int) -> Batch:
+        return sorted_batch([examples[k] for k in packing(i)])
+
+    loop = loop_config(config, packing)
+    fitted = fit(decoder, mean_nats, batches, optimiser, run_, loop, stage="finetune")
+    check_finished(run_, fitted, "finetune")
+    after = example_nats(decoder, held_examples, config.batch_tokens, "after")
+    helped = compare(held_examples, before, after, config.seed)
+    losses = {"held_out_loss_before": helped.before.mean, "held_out_loss": helped.after.mean}
+    scores = {**losses, "helped": helped.to_dict()}
+    path = save_tuned(config, files, decoder, describe_data(config.data, train), run_.id, scores)
+    return conclude(run_, f"Fine-tuning of {files.name}", str(helped), path, fitted, scores)
+
+
+def load_records(config: FinetuneConfig) -> tuple[list[Record], list[Record]]:
+    """(train, held out)."""
+    records = read_records(config.data, skip_bad=config.skip_bad, licence=config.licence)
+    if config.held_out:
+        return records, read_records(config.held_out, skip_bad=config.skip_bad, licence=config.licence)
+    if len({r.id for r in records}) < 2:
+        raise UsageError("one record cannot be split", where=config.data, cure="give more, or --held-out FILE")
+    train, held = split(records, HELD_OUT_SHARE, config.seed)
+    return train, held[:MOST_HELD_OUT]
+
+
+def render_all(
+    config: FinetuneConfig, files: ModelFiles, train: Sequence[Record], held: Sequence[Record]
+) -> tuple[list[Example], list[Example]]:
+    """Both sides as examples. A bad record is an error that names it, or is left out with --skip-bad."""
+    longest = min(config.max_length, files.arch.context_length)
+    sides = []
+    everything = as_messages([*train, *held])  # together, so that both sides are asked with the same labels
+    for name, side in ((config.data, everything[: len(train)]), ("held out", everything[len(train) :])):
+        made, problems = make_all(side, lambda record: make_example(record, files, longest))
+        bad_rows(name, problems, config.skip_bad)
+        if not made:
+            raise UsageError("no usable record", where=name)
+        sides.append(made)
+    return sides[0], sides[1]
+
+
+def loop_config(config: FinetuneConfig, packing: Packing) -> LoopConfig:
+    steps = config.steps
+    if not steps and not config.minutes:
+        if config.epochs <= 0:
+            raise UsageError("epochs must be positive", where=f"epochs={config.epochs}")
+        steps = packing.batches_in(config.epochs)
+    return LoopConfig(
+        steps=steps, minutes=config.minutes, warmup=config.warmup, cooldown=config.cooldown, seed=config.seed
+    )
+
+
+def compare(examples: Sequence[Example], before: Sequence[float], after: Sequence[float], seed: int) -> Helped:
+    """Loss per learnt token of each held-out record, before and after."""
+    counts = [sum(e.mask[1:]) for e in examples]
+    sides: list[list[float]] = [[n / c for n, c in zip(nats, counts, strict=True)] for nats in (before, after)]
+    return did_it_help("loss per token", sides[0], sides[1], higher_is_better=False, seed=seed)
