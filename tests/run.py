@@ -1,4 +1,4 @@
-"""What `./ladder test` runs: format, lint, types, then pytest. `--slow` adds the slow tier; other arguments go to pytest."""
+"""What `./ladder test` runs: lint, types, pytest. `--slow` adds the slow tier; other arguments go to pytest."""
 
 from __future__ import annotations
 

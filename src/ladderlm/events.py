@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -49,7 +49,7 @@ def listening(listener: Listener) -> Iterator[None]:
 
 def track(items: Iterable[T], stage: str, total: int | None = None, unit: str = "") -> Iterator[T]:
     """Yields `items` and reports progress at most ten times a second."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     last = time.monotonic()
     emit(stage, done=0, total=total, unit=unit)

@@ -343,7 +343,8 @@ class Completion(Value):
     def fold(cls, deltas: Iterable[Delta]) -> Completion:
         """Joins a stream. Deltas of several choices may interleave."""
         parts: dict[int, dict[str, Any]] = {}
-        usage, prompt = Usage(), ()
+        usage = Usage()
+        prompt: tuple[Token, ...] = ()
         for d in deltas:
             usage, prompt = d.usage or usage, d.prompt or prompt
             if not (d.text or d.tokens or d.finish_reason):

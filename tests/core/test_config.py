@@ -41,7 +41,7 @@ def test_a_bad_recipe_is_a_clear_error(tmp_path, body, error, match) -> None:
 
 
 def test_a_missing_recipe_is_named(tmp_path) -> None:
-    with pytest.raises(NotFound, match="nothing.toml"):
+    with pytest.raises(NotFound, match=r"nothing\.toml"):
         load(Settings, "demo", recipe=tmp_path / "nothing.toml")
 
 

@@ -6,8 +6,22 @@ from hypothesis import strategies as st
 
 from ladderlm.errors import FormatError, LadderError, UsageError, outcome
 from ladderlm.types import (
-    Candidate, Completion, Conversation, Delta, Image, Message, Reasoning, Record, Run, Sampling, Text, Token, Tool,
-    ToolCall, ToolResult, Usage,
+    Candidate,
+    Completion,
+    Conversation,
+    Delta,
+    Image,
+    Message,
+    Reasoning,
+    Record,
+    Run,
+    Sampling,
+    Text,
+    Token,
+    Tool,
+    ToolCall,
+    ToolResult,
+    Usage,
 )  # fmt: skip
 
 text = st.text(max_size=20)
@@ -17,7 +31,9 @@ parts = st.one_of(
 )  # fmt: skip
 messages = st.builds(Message, st.sampled_from(["system", "user", "assistant", "tool"]), st.tuples(parts))
 conversations = st.builds(Conversation, st.lists(messages, max_size=3).map(tuple), st.tuples(st.builds(Tool, text)))
-tokens = st.builds(Token, st.integers(0, 99), st.floats(-9, 0), st.tuples(st.builds(Candidate, st.integers(0, 9), st.floats(-9, 0))))
+tokens = st.builds(
+    Token, st.integers(0, 99), st.floats(-9, 0), st.tuples(st.builds(Candidate, st.integers(0, 9), st.floats(-9, 0)))
+)
 deltas = st.builds(
     Delta, index=st.integers(0, 2), part=st.sampled_from(["text", "reasoning"]), text=text,
     tokens=st.lists(tokens, max_size=2).map(tuple), finish_reason=st.sampled_from([None, "stop"]),

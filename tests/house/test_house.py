@@ -27,7 +27,9 @@ MODULES = {
 def imports(path: Path) -> list[tuple[str, bool]]:
     """The ladderlm modules that `path` imports, and whether inside a function."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    inside = {id(n) for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) for n in ast.walk(f)}
+    inside = {
+        id(n) for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) for n in ast.walk(f)
+    }
     found = []
     for node in ast.walk(tree):
         names: list[str] = []
@@ -101,7 +103,7 @@ def test_the_library_does_not_print_pickle_or_eval() -> None:
     wrong = []
     for name, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):  # noqa: SIM102
                 if node.func.id in ("eval", "exec") or (node.func.id == "print" and not name.startswith("cli")):
                     wrong.append(f"{name}:{node.lineno} {node.func.id}()")
             if isinstance(node, (ast.Import, ast.ImportFrom)):

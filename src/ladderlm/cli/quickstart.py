@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ def main(argv: list[str]) -> int:
         argv,
         description="Climb the ladder: prompt, fine-tune, build. Resumable; ends with a one-page report.",
     )
+    # Waiting threads sleep: spinning ones starve the page that is served meanwhile. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with show.progress():
         run(config, tell)
     return 0
@@ -28,10 +31,10 @@ def tell(stage: str, found: Mapping[str, Any]) -> None:
     """Prints a stage's findings."""
     if stage == "prompt":
         _prompt(found)
-    elif stage == "tuned":
-        print("\nFine-tune: " + found["comparison"]["verdict"])
+    elif stage == "after":
+        print("\nFine-tune: " + found["verdict"])
         rows = [(name, f"{100 * s['mean']:.1f} %", f"[{100 * s['low']:.1f}, {100 * s['high']:.1f}]")
-                for name, s in found["comparison"]["scores"].items()]  # fmt: skip
+                for name, s in found["scores"].items()]  # fmt: skip
         show.table(rows, ("", "accuracy", "95 % interval"))
     elif stage == "bits":
         print("\nBuild: bits per byte of held-out text")

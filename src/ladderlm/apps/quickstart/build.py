@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ladderlm import engine, events, talk
+from ladderlm.apps.quickstart import training
 from ladderlm.data import collect, tasks
 from ladderlm.data.records import read_records, write_records
 from ladderlm.errors import UsageError
@@ -21,6 +21,8 @@ from ladderlm.types import Completion, Conversation, Record, Sampling
 ENDS = 100  # unseen prompts on which the tuned model should end its turn by itself
 SHOWN = 10
 HELD_BYTES = 200_000
+NAMES = {"base": "quickstart-base", "tuned": "quickstart-tuned", "aligned": "quickstart-aligned"}
+Models = Mapping[str, str]
 ANSWER = Sampling(temperature=0.0, max_tokens=64)
 
 
@@ -61,8 +63,32 @@ def instructions(out: Path, seed: int) -> dict[str, Any]:
     }
 
 
+def pretrain(recipe: Path, out: Path, models: Models, seed: int) -> dict[str, Any]:
+    """The base model, from random weights."""
+    from ladderlm.train import pretrain
+
+    flags = {"data": str(out / "train.jsonl"), "held_out": str(out / "held.jsonl"), "out": NAMES["base"]}
+    return training.run(pretrain, "pretrain", recipe, out, {**flags, "replace": True, "seed": seed})
+
+
+def instruct(recipe: Path, out: Path, models: Models, seed: int) -> dict[str, Any]:
+    """The tuned model: the base learns to answer and to end its turn."""
+    from ladderlm.train import finetune
+
+    flags = {"data": str(out / "questions-train.jsonl"), "model": models["base"], "out": NAMES["tuned"]}
+    return training.run(finetune, "sft", recipe, out, {**flags, "replace": True, "seed": seed})
+
+
+def align(recipe: Path, out: Path, models: Models, seed: int) -> dict[str, Any]:
+    """The aligned model: the tuned one learns which of two answers is preferred."""
+    from ladderlm.train import align
+
+    flags = {"data": str(out / "preferences-train.jsonl"), "model": models["tuned"], "out": NAMES["aligned"]}
+    return training.run(align, "align", recipe, out, {**flags, "replace": True, "seed": seed})
+
+
 def bits(model: str, out: Path) -> dict[str, Any]:
-    """Bits per byte of the held-out text: the model, a smoothed trigram on the same tokens, and xz on the text alone."""
+    """Bits per byte of the held-out text: the model, a trigram on the same tokens, xz on the text alone."""
     files = open_model(model)
     held = [r["text"] for r in read_records(out / "held.jsonl")]
     with engine.load(files) as loaded:
@@ -88,7 +114,8 @@ def answers(model: str, prompts: Sequence[str]) -> list[Completion]:
     """One greedy answer per prompt."""
     chat = talk.open_chat(model)
     return [
-        Completion.fold(chat.stream(Conversation.of(p), ANSWER)) for p in events.track(prompts, "answering", unit="prompts")
+        Completion.fold(chat.stream(Conversation.of(p), ANSWER))
+        for p in events.track(prompts, "answering", unit="prompts")
     ]
 
 
@@ -98,7 +125,7 @@ def continued(model: str, prompts: Sequence[str]) -> list[str]:
     return [Completion.fold(chat.complete(p, ANSWER)).text for p in prompts]
 
 
-def compare(models: dict[str, str], out: Path, seed: int) -> dict[str, Any]:
+def compare(models: Models, out: Path, seed: int) -> dict[str, Any]:
     """Three columns on the first unseen prompts, unchosen; how often each tuned model ends its turn; preferences."""
     unseen = [r["messages"][0]["content"] for r in read_records(out / "questions-test.jsonl")]
     unseen = list(dict.fromkeys(unseen))[:ENDS]
@@ -111,8 +138,3 @@ def compare(models: dict[str, str], out: Path, seed: int) -> dict[str, Any]:
         ended[name] = {"of": len(stops), "ended": int(sum(stops)), **bootstrap(stops, seed=seed).to_dict()}
     rows = [dict(zip(("prompt", *columns), row, strict=True)) for row in zip(unseen, *columns.values(), strict=False)]
     return {"rows": rows, "ended": ended}
-
-
-def as_plain(value: Any) -> Any:
-    """A result dataclass as JSON data."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(value).items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ladderlm.errors import NotFound
 from ladderlm.models.catalogue import DEFAULT_MODEL
 from ladderlm.types import Run, Value
 
+TUNED = "quickstart-lora"
 RUNGS = ("prompt", "finetune", "build")
 Found = dict[str, dict[str, Any]]
 Show = Callable[[str, Mapping[str, Any]], None]
@@ -63,7 +65,9 @@ def run(config: QuickstartConfig, show: Show = lambda stage, results: None) -> C
     if config.fresh and (folder / "ledger.json").exists():
         folder.rename(folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
     work = folder if (folder / "config.json").exists() else store.new_run("quickstart", {}, path=folder).path
-    store.write_json(work / "config.json", {"format": 1, "kind": "quickstart", "created": time.time(), **config.to_dict()})
+    store.write_json(
+        work / "config.json", {"format": 1, "kind": "quickstart", "created": time.time(), **config.to_dict()}
+    )
     with store.lock(work / "ledger.json", timeout=1):
         climb = Climb(config, work, show)
         wanted = (config.only,) if config.only else RUNGS
@@ -123,12 +127,10 @@ class Climb:
         task = finetune.make_task(self.config.data, seed)
         before = self.stage("before", lambda: finetune.before(DEFAULT_MODEL, task, seed), data=self.config.data)
 
-        def tune() -> dict[str, Any]:
-            made = finetune.tune(task, self.recipe, self.work, seed)
-            after = finetune.measure(made["model"], task, task.records("test")[: finetune.HELD_OUT], ())
-            return {**made, "comparison": finetune.compare(before, after, seed)}
-
-        self.stage("tuned", tune, data=self.config.data, table=table)
+        tune = functools.partial(finetune.tune, task, self.recipe, self.work, TUNED, seed)
+        tuned = self.stage("tuned", tune, data=self.config.data, table=table)
+        after = functools.partial(finetune.after, tuned["model"], task, before, seed)
+        self.stage("after", after, data=self.config.data, table=table, model=tuned["run"])
 
     def build(self) -> None:
         install.ensure("eval", "train")
@@ -143,7 +145,7 @@ class Climb:
         for name, step in steps.items():
             made = self.stage(
                 name,
-                lambda step=step: step(self.recipe, out, dict(models), seed),
+                functools.partial(step, self.recipe, out, dict(models), seed),
                 corpus=corpus, table={k: self.table[k] for k in ("pretrain", "sft", "align")},
             )  # fmt: skip
             models[{"pretrained": "base", "instructed": "tuned"}.get(name, name)] = made["model"]

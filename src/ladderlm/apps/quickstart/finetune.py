@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ladderlm import engine, events
+from ladderlm.apps.quickstart import training
 from ladderlm.data import tasks
-from ladderlm.data.records import read_records, split
+from ladderlm.data.records import read_records, split, write_records
 from ladderlm.errors import UsageError
 from ladderlm.evals import classify, linear
 from ladderlm.evals.helped import did_it_help
@@ -56,6 +57,15 @@ def measure(model: str, task: tasks.ClassTask, held: Sequence[Record], shots: Se
     return out
 
 
+def tune(task: tasks.ClassTask, recipe: Path, work: Path, name: str, seed: int) -> dict[str, Any]:
+    """Trains an adapter on the task's training records, in the very words the evaluation uses."""
+    from ladderlm.train import finetune
+
+    write_records(work / "finetune.jsonl", as_messages(task, task.records("train")))
+    flags = {"data": str(work / "finetune.jsonl"), "out": name, "replace": True, "seed": seed}
+    return training.run(finetune, "finetune", recipe, work, flags)
+
+
 def before(model: str, task: tasks.ClassTask, seed: int) -> dict[str, Any]:
     """Scores that tuning has to beat: zero-shot, few-shot, the majority label, and words counted by a linear model."""
     train, held = task.records("train"), task.records("test")[:HELD_OUT]
@@ -70,6 +80,12 @@ def before(model: str, task: tasks.ClassTask, seed: int) -> dict[str, Any]:
         "labels": task.labels,
         "examples": [{"prompt": task.prompt(r).messages[-1].text, "label": r["label"]} for r in held[:5]],
     }
+
+
+def after(model: str, task: tasks.ClassTask, before: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The tuned model on the same records, compared."""
+    events.emit("finetune", "measuring after")
+    return compare(before, measure(model, task, task.records("test")[:HELD_OUT], ()), seed)
 
 
 def compare(before: dict[str, Any], after: dict[str, Any], seed: int) -> dict[str, Any]:

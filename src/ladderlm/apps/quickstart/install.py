@@ -57,5 +57,7 @@ def ensure(*extras: str) -> None:
     importlib.invalidate_caches()
     if done.returncode or any(missing(e) for e in wanted):
         last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-        raise NetworkError("could not install " + " and ".join(wanted), where=last, cure="fix it and run quickstart again")
+        raise NetworkError(
+            "could not install " + " and ".join(wanted), where=last, cure="fix it and run quickstart again"
+        )
     events.emit("install", "done")

@@ -44,6 +44,8 @@ def run(model: str) -> dict[str, Any]:
         scores = chat.rank(Conversation.of(QUESTION.format(text=text)), labels)
         total = math.log(sum(math.exp(s - max(scores)) for s in scores)) + max(scores)
         best = max(range(len(labels)), key=scores.__getitem__)
-        rows.append({"text": text, "label": label, "answer": labels[best], "probability": math.exp(scores[best] - total)})
+        rows.append(
+            {"text": text, "label": label, "answer": labels[best], "probability": math.exp(scores[best] - total)}
+        )
     right = sum(row["label"] == row["answer"] for row in rows)
     return {"tables": tables, "reviews": rows, "right": right, "of": len(rows)}

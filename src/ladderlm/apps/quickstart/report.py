@@ -25,7 +25,7 @@ def write(run: Run, found: Mapping[str, Mapping[str, Any]], seconds: Mapping[str
     report = Report("LadderLM quickstart", summary(found))
     if "prompt" in found:
         _prompt(report, found["prompt"])
-    if "tuned" in found:
+    if "after" in found:
         _finetune(report, found)
     if "compared" in found:
         _build(report, found)
@@ -41,8 +41,8 @@ def summary(found: Mapping[str, Mapping[str, Any]]) -> str:
     if "prompt" in found:
         p = found["prompt"]
         lines.append(f"- **Prompt**: {p['right']} of {p['of']} reviews classified rightly without any training.")
-    if "tuned" in found:
-        result = found["tuned"]["comparison"]
+    if "after" in found:
+        result = found["after"]
         plain = (
             "It is above zero-shot, few-shot, the majority label and word counts, each with its paired interval."
             if result["above_all"]
@@ -57,7 +57,9 @@ def summary(found: Mapping[str, Mapping[str, Any]]) -> str:
         text += f", better than {' and '.join(better)}" if better else ""
         text += f", NOT better than {' and '.join(worse)}" if worse else ""
         ended = found["compared"]["ended"]["tuned"]
-        lines.append(f"- **Build**: {text}; the tuned model ended its turn on {ended['ended']} of {ended['of']} prompts.")
+        lines.append(
+            f"- **Build**: {text}; the tuned model ended its turn on {ended['ended']} of {ended['of']} prompts."
+        )
     return "\n".join(lines)
 
 
@@ -72,8 +74,7 @@ def _prompt(report: Report, found: Mapping[str, Any]) -> None:
 
 
 def _finetune(report: Report, found: Mapping[str, Mapping[str, Any]]) -> None:
-    before, tuned = found["before"], found["tuned"]
-    result = tuned["comparison"]
+    before, tuned, result = found["before"], found["tuned"], found["after"]
     report.section("Fine-tune", f"{result['verdict']}")
     rows = []
     for name, label in NAMES.items():
@@ -108,7 +109,9 @@ def _build(report: Report, found: Mapping[str, Mapping[str, Any]]) -> None:
         _losses(report, title, {"training loss": Path(found[stage]["run"])})
     for name, row in compared["ended"].items():
         share = Interval.from_dict({k: row[k] for k in ("mean", "low", "high")}).percent()
-        report.text(f"The {name} model ended its turn by itself on {row['ended']} of {row['of']} unseen prompts ({share}).")
+        report.text(
+            f"The {name} model ended its turn by itself on {row['ended']} of {row['of']} unseen prompts ({share})."
+        )
     columns = ("prompt", "base", "tuned", "aligned")
     report.samples(columns, [tuple(row[c] for c in columns) for row in compared["rows"]])
 

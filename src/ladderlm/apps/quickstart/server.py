@@ -16,10 +16,9 @@ from ladderlm.errors import LadderError, PortInUse
 def free_port(wanted: int) -> int:
     """`wanted` if it is free on the loopback, else one the system chooses. PortInUse never: 0 always works."""
     for port in (wanted, 0):
-        with socket.socket() as s:
-            with contextlib.suppress(OSError):
-                s.bind(("127.0.0.1", port))
-                return int(s.getsockname()[1])
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return int(s.getsockname()[1])
     raise PortInUse("no free port on the loopback")
 
 
