@@ -199,7 +199,7 @@ class Tokenizer:
 
 
 def _clean(text: str) -> str:
-    """Lone surrogates (undecodable bytes that Python let through) cannot be encoded: they become U+FFFD."""
+    """Lone surrogates (undecodable bytes that Python let through) cannot be encoded: they become "?"."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
