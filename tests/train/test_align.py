@@ -46,5 +46,5 @@ def test_the_chosen_answers_become_likelier(tiny: Path, tmp_path: Path, method: 
 
 def test_other_records_are_refused(tiny: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": str(i), "completion": "b"} for i in range(30)])
-    with pytest.raises(FormatError, match="a completion record.*DPO needs"):
+    with pytest.raises(FormatError, match=r"a completion record.*DPO needs"):
         run(AlignConfig(data=str(data), model=str(tiny)))

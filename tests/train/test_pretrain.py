@@ -83,7 +83,7 @@ def test_a_stopped_pretraining_resumes_to_the_same_weights(tmp_path: Path, monke
         return real(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pretrain, "mean_nats", interrupted)
-    with pytest.raises(Cancelled, match="step 5 of 12.*--resume pretrain-") as caught:
+    with pytest.raises(Cancelled, match=r"step 5 of 12.*--resume pretrain-") as caught:
         run(PretrainConfig(out="halves", **settings))  # type: ignore[arg-type]
     result = run(PretrainConfig(resume=str(caught.value).split("--resume ")[1]))
     assert result.steps == 12
