@@ -130,8 +130,8 @@ def test_examples_are_earlier_turns_and_the_same_for_all():
 
 
 def test_choose():
-    records = [make_record("answer", {"prompt": "aa", "answer": "aa", "choices": ["aa", "bc"]}, source="s"),
-               make_record("answer", {"prompt": "aa", "answer": "bc", "choices": ["bc", "aa"]}, source="s")]  # fmt: skip
+    known = {"prompt": "aa", "choices": ["aa", "bc"]}
+    records = [make_record("answer", {**known, "answer": answer}, source="s") for answer in ("aa", "bc")]
     assert choose(Bigram(), Bytes(), records).correct == (1.0, 0.0)
     assert len(choose(Bigram(), Bytes(), forgetting_probe()).correct) == len(forgetting_probe())
     with pytest.raises(FormatError):

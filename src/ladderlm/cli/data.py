@@ -23,7 +23,7 @@ class CollectConfig:
     paths: tuple[str, ...] = option(
         help="files, folders or globs; python:sources, python:docs; or one of " + ", ".join(BUILTIN)
     )
-    out: str = option("corpus.jsonl", "where to write the records (.jsonl, .jsonl.gz)", short="o")
+    out: str = option("corpus.jsonl", "where to write the records (.jsonl, .jsonl.gz)", short="-o")
     licence: str = option("unknown", "the licence of texts that do not name their own")
     json: bool = option(False, "print JSON")
 
@@ -35,7 +35,7 @@ class SplitConfig:
     seed: int = option(0, "another seed, another split")
     by: str = option("", "hold out whole sources, or records by id (default: sources if there are ten)",
                      choices=("", "source", "id"))  # fmt: skip
-    out: str = option("", "the folder for train.jsonl and test.jsonl (default: beside the file)", short="o")
+    out: str = option("", "the folder for train.jsonl and test.jsonl (default: beside the file)", short="-o")
     skip_bad: bool = option(False, "leave out lines that cannot be read, and say how many")
     json: bool = option(False, "print JSON")
 
