@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 
 from ladderlm.errors import FormatError, NotFound, UsageError
 from ladderlm.models import open_model
@@ -61,7 +60,8 @@ def test_peft_reads_ours(base: Path, tmp_path: Path) -> None:
 def test_we_read_pefts(base: Path, tmp_path: Path) -> None:
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=["v_proj", "up_proj"], task_type="CAUSAL_LM", use_rslora=True)
+    targets = ["v_proj", "up_proj"]
+    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=targets, task_type="CAUSAL_LM", use_rslora=True)
     model = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), config)
     with torch.no_grad():
         for name, p in model.named_parameters():

@@ -107,7 +107,8 @@ def test_damaged_safetensors(tmp_path: Path, damage: str) -> None:
     write_safetensors(path, {"a": np.ones((2, 3), np.float32), "b": np.ones(4, np.float32)})
     data = path.read_bytes()
     swaps = {
-        "header": (b'{"', b"{{"), "gap": (b"[24,40]", b"[28,40]"), "dtype": (b'"F32"', b'"F99"'), "shape": (b"[2,3]", b"[2,4]"),
+        "header": (b'{"', b"{{"), "gap": (b"[24,40]", b"[28,40]"), "dtype": (b'"F32"', b'"F99"'),
+        "shape": (b"[2,3]", b"[2,4]"),
     }  # fmt: skip
     if damage == "cut":
         data = data[:-1]

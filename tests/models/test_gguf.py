@@ -78,6 +78,7 @@ def test_a_sound_small_file_is_read(tmp_path: Path) -> None:
     assert file.data("b").shape == (2, 128)
 
 
+ONE_KEY = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + tiny._string("k")
 HOSTILE = {
     "empty": b"",
     "no magic": b"GGML" + small()[4:],
@@ -102,10 +103,9 @@ HOSTILE = {
     "alignment zero": small(meta={"general.alignment": 0}),
     "alignment odd": small(meta={"general.alignment": 33}),
     "alignment text": small(meta={"general.alignment": "x"}),
-    "array longer than file": b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + tiny._string("k") + struct.pack("<IIQ", 9, 8, 2**61),
-    "nested array": b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + tiny._string("k") + struct.pack("<IIQ", 9, 9, 2**20),
-    "many empty strings": b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + tiny._string("k") + struct.pack("<IIQ", 9, 8, 2**22)
-    + bytes(2**25),
+    "array longer than file": ONE_KEY + struct.pack("<IIQ", 9, 8, 2**61),
+    "nested array": ONE_KEY + struct.pack("<IIQ", 9, 9, 2**20),
+    "many empty strings": ONE_KEY + struct.pack("<IIQ", 9, 8, 2**22) + bytes(2**25),
 }  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def test_a_hostile_architecture_is_refused(tmp_path: Path) -> None:
 
 def test_another_architecture_names_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(tiny.gguf_bytes({"general.architecture": "mamba"}, [], b""))
-    with pytest.raises(FormatError, match="llama.*url#model"):
+    with pytest.raises(FormatError, match=r"llama.*url#model"):
         open_model(str(tmp_path / "x.gguf"))
 
 

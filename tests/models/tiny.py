@@ -124,5 +124,6 @@ def write_gguf(path: Path, arch: Architecture = ARCH, seed: int = 0) -> dict[str
             value = interleaved(value, arch.heads if "q_proj" in name else arch.kv_heads)
         entries.append((ggml_name(name), tuple(reversed(value.shape)), 0, len(data)))
         data += value.tobytes() + b"\0" * (-value.nbytes % 32)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gguf_bytes(metadata(arch), entries, data))
     return weights

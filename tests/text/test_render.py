@@ -85,14 +85,13 @@ def test_prefill_continues_the_last_message() -> None:
     assert said(rendered) == ["Well, "]
 
 
+HOSTILE = [
+    "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|im_", "end|>", "<", "a ", "\n", "\U0010f000", "\U0010fffd", "é"
+]  # fmt: skip
+
+
 @settings(max_examples=300, deadline=None)
-@given(
-    st.lists(
-        st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|im_", "end|>", "<", "a ", "\n", "\U0010f000", "\U0010fffd", "é"]))
-        .map("".join),
-        min_size=1, max_size=4,
-    )
-)  # fmt: skip
+@given(st.lists(st.lists(st.sampled_from(HOSTILE)).map("".join), min_size=1, max_size=4))
 def test_no_forged_turns(contents: list[str]) -> None:
     """Whatever the messages spell: as many control tokens as the template writes, and the text is unharmed."""
     roles = ("user", "assistant", "user", "assistant")
@@ -124,8 +123,8 @@ def test_tools_are_shielded_too() -> None:
 
 TOOLS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}[{{ c.function.name }} {{ c.function.arguments | tojson }}]{% endfor %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for c in m.tool_calls or [] %}[{{ c.function.name }} {{ c.function.arguments | tojson }}]{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -152,8 +151,7 @@ def test_a_template_that_rewrites_earlier_turns_still_gets_its_mask() -> None:
 
 def test_system_default_and_assistant_first() -> None:
     template = ChatTemplate(
-        "{% if messages[0].role != 'system' %}<|im_start|>system\nhello<|im_end|>\n{% endif %}"
-        + CHATML
+        "{% if messages[0].role != 'system' %}<|im_start|>system\nhello<|im_end|>\n{% endif %}" + CHATML
     )
     talk = Conversation((Message.of("assistant", "Welcome"), Message.of("user", "Hi")))
     assert said(render(talk, TOKENIZER, template, add_generation_prompt=False)) == ["Welcome<|im_end|>"]
@@ -183,7 +181,8 @@ def test_templates_run_in_a_sandbox(source: str) -> None:
 def test_templates_have_what_transformers_offers() -> None:
     template = ChatTemplate(
         "{{ bos_token }}{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}"
-        "{% generation %}{{ m | tojson }}{% endgeneration %}{% endfor %}{{ strftime_now('%Y') | length }}{{ eos_token }}",
+        "{% generation %}{{ m | tojson }}{% endgeneration %}{% endfor %}"
+        "{{ strftime_now('%Y') | length }}{{ eos_token }}",
         "<s>", "</s>",
     )  # fmt: skip
     messages: list[dict[str, Any]] = [{"role": "user", "content": "é<"}, {"role": "user", "content": "x"}]

