@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -258,9 +258,9 @@ def _tokenizer_config(tokenizer: Tokenizer, template: ChatTemplate | None, arch:
     return config
 
 
-def eager(tensors: Weights, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+def eager(weights: Weights) -> dict[str, np.ndarray]:
     """All weights as float32 arrays, for writing a dequantised copy."""
-    return {name: tensors.float32(name) for name in names or tensors.names()}
+    return {name: weights.float32(name) for name in weights.names()}
 
 
 def is_model_folder(path: Path) -> bool:

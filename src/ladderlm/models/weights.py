@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,31 +40,6 @@ class Weights(Protocol):
 
     def blocks(self, name: str) -> Blocks | None:
         """The matrix in its file's own format; None where there is no such form (a merged adapter)."""
-
-
-class ArrayWeights:
-    """Weights held in memory."""
-
-    def __init__(self, tensors: Mapping[str, FloatArray]) -> None:
-        self._tensors = tensors
-
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._get(name).shape
-
-    def float32(self, name: str) -> FloatArray:
-        return np.asarray(self._get(name), dtype=np.float32)
-
-    def blocks(self, name: str) -> Blocks | None:
-        return matrix_blocks("F32", self.float32(name))
-
-    def _get(self, name: str) -> FloatArray:
-        try:
-            return self._tensors[name]
-        except KeyError:
-            raise NotFound(f"the model has no tensor {name!r}") from None
 
 
 def matrix_blocks(kind: str, values: np.ndarray) -> Blocks | None:
