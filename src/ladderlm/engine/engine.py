@@ -95,18 +95,14 @@ class Engine:
             for score, continuation in zip(scores, continuations, strict=True):
                 score.extend([logprob(row, continuation[0])] if continuation else [])
 
-        def rest(score: list[float], continuation: Sequence[int], position: int, row: FloatArray) -> None:
-            score.append(logprob(row, continuation[position - len(prefix) + 1]))
+        def rest(score: list[float], continuation: Sequence[int]) -> Request:
+            def row(position: int, logits: FloatArray) -> None:
+                score.append(logprob(logits, continuation[position - len(prefix) + 1]))
+
+            return Request([*prefix, *continuation[:-1]], len(prefix), row)
 
         self._complete([Request(prefix, len(prefix) - 1, first)])
-        longer = [
-            Request(
-                [*prefix, *continuation[:-1]], len(prefix),
-                lambda p, row, score=score, continuation=continuation: rest(score, continuation, p, row),
-            )
-            for score, continuation in zip(scores, continuations, strict=True) if len(continuation) > 1
-        ]  # fmt: skip
-        self._complete(longer)
+        self._complete([rest(s, c) for s, c in zip(scores, continuations, strict=True) if len(c) > 1])
         return scores
 
     def generate(
@@ -154,7 +150,7 @@ class Engine:
             raise ContextOverflow(
                 f"{len(ids)} tokens do not fit the context of {self.context_length}", cure="shorten the prompt"
             )
-        if not (0 <= min(ids) and max(ids) < self.vocab_size):
+        if min(ids) < 0 or max(ids) >= self.vocab_size:
             raise UsageError(f"a token id lies outside 0..{self.vocab_size - 1}", where=f"{min(ids)}..{max(ids)}")
 
     def _sampler(self, sampling: Sampling, ids: Sequence[int], index: int) -> Sampler:
@@ -261,9 +257,9 @@ class Engine:
                     self._end(request, None)
 
     def _remember(self, request: Request) -> None:
-        for holder in (request, *request.choices):
-            if holder.cache is not None:
-                self._prefixes.keep(holder.cache)
+        for cache in (request.cache, *(c.cache for c in request.choices)):
+            if cache is not None:
+                self._prefixes.keep(cache)
 
     def _admit(self) -> None:
         """Starts waiting requests, in order, while there is room for their keys and values."""
@@ -305,14 +301,15 @@ class Engine:
     def _step(self, batch: Sequence[tuple[Request, Choice | None, Piece]]) -> None:
         logits = self._network.run([piece for _, _, piece in batch])
         row = 0
+        for request, choice, piece in batch:
+            rows = logits[row : row + len(piece.ids) - piece.want]
+            row += len(rows)
+            try:
+                self._deliver(request, choice, piece, rows)
+            except Exception as error:
+                request.error, request.finished = error, True
         with self._lock:
-            for request, choice, piece in batch:
-                rows = logits[row : row + len(piece.ids) - piece.want]
-                row += len(rows)
-                try:
-                    self._deliver(request, choice, piece, rows)
-                except Exception as error:
-                    request.error, request.finished = error, True
+            for request, _, _ in batch:
                 assert request.changed is not None
                 request.changed.notify_all()
 

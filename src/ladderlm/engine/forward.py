@@ -37,7 +37,7 @@ class Shape(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What does not change: the matrices' table, norm weights [2 * layers + 1][dim], angles [context][2][head_dim/2]."""
+    """What does not change: the matrices' table, norms [2 * layers + 1][dim], angles [context][2][head_dim / 2]."""
 
     table: Ints
     norms: FloatArray

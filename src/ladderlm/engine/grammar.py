@@ -64,9 +64,8 @@ def _source(response_format: Mapping[str, Any]) -> str | None:
     elif kind == "json_schema":
         schema = _field(response_format.get("json_schema", response_format), "schema", Mapping)
     else:
-        raise UsageError(
-            f"unknown response_format {kind!r}", cure=nearest(str(kind), ("text", "json_object", "json_schema", "regex"))
-        )
+        cure = nearest(str(kind), ("text", "json_object", "json_schema", "regex"))
+        raise UsageError(f"unknown response_format {kind!r}", cure=cure)
     try:
         return str(LLMatcher.grammar_from_json_schema(dict(schema), overrides=_COMPACT))
     except ValueError as error:

@@ -12,7 +12,17 @@ import numpy as np
 
 from ladderlm.engine import simd
 from ladderlm.engine.pack import (
-    COLS, DATA, DATA_STEP, GROUP, LOW, LOW_BLOCK, LOW_STEP, SCALE, SCALE_BLOCK, SCALE_STEP, STORAGE,
+    COLS,
+    DATA,
+    DATA_STEP,
+    GROUP,
+    LOW,
+    LOW_BLOCK,
+    LOW_STEP,
+    SCALE,
+    SCALE_BLOCK,
+    SCALE_STEP,
+    STORAGE,
 )  # fmt: skip
 from ladderlm.engine.simd import BLOCK, LANES, WIDE, kernel
 from ladderlm.engine.tiles import PAIR_BYTES, dot, tile, unpack
@@ -76,9 +86,11 @@ def unpack_panel(m: Any, block: int, first: int, count: int, panel: int) -> None
 
 
 @kernel
-def _panel_times(m: Any, block: int, first: int, count: int, panel: int, x: Any, sums: Any, rows: int, out: int) -> None:
+def _panel_times(
+    m: Any, block: int, first: int, count: int, panel: int, x: Any, sums: Any, rows: int, out: int
+) -> None:
     """Adds columns first .. first + count of a block times `rows` tokens to `out` [rows][32]."""
-    group, x_step, sums_step = m[GROUP], 4 * x.shape[1], 4 * sums.shape[1]
+    group, x_step, s_step = m[GROUP], 4 * x.shape[1], 4 * sums.shape[1]
     scales = m[SCALE] + block * m[SCALE_BLOCK] + first // group * m[SCALE_STEP]
     lows = m[LOW] + block * m[LOW_BLOCK] + first // group * m[LOW_STEP]
     t = 0
@@ -86,16 +98,16 @@ def _panel_times(m: Any, block: int, first: int, count: int, panel: int, x: Any,
         step, target = width(rows - t), out + 128 * t
         for g in range(count // group):
             k = first + g * group
-            a, b, s = panel + 128 * group * g, address(x, t * x.shape[1] + k), address(sums, t * sums.shape[1] + k // 32)
+            a, b, s = panel + 128 * group * g, address(x, 0) + t * x_step + 4 * k, address(sums, k // 32) + t * s_step
             scale, low = scales + g * m[SCALE_STEP], lows + g * m[LOW_STEP]
             if step == 8:
-                _scale_8(a, 128, b, x_step, group, target, 128, scale, low, s, sums_step)
+                _scale_8(a, 128, b, x_step, group, target, 128, scale, low, s, s_step)
             elif step == 4:
-                _scale_4(a, 128, b, x_step, group, target, 128, scale, low, s, sums_step)
+                _scale_4(a, 128, b, x_step, group, target, 128, scale, low, s, s_step)
             elif step == 2:
-                _scale_2(a, 128, b, x_step, group, target, 128, scale, low, s, sums_step)
+                _scale_2(a, 128, b, x_step, group, target, 128, scale, low, s, s_step)
             else:
-                _scale_1(a, 128, b, x_step, group, target, 128, scale, low, s, sums_step)
+                _scale_1(a, 128, b, x_step, group, target, 128, scale, low, s, s_step)
         t += step
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -68,7 +69,11 @@ class Network:
 
         At most MAX_ROWS tokens in all; ids and lengths must be valid.
         """
-        ids, positions, spans, wanted, tables = [], [], [], [], []
+        ids: list[int] = []
+        positions: list[int] = []
+        spans: list[tuple[int, int]] = []
+        wanted: list[int] = []
+        tables = []
         for cache, tokens, want in pieces:
             start, row = len(cache), len(ids)
             cache.reserve(start + len(tokens))
@@ -85,7 +90,8 @@ class Network:
         self._team.run(step.forward, self._shape, self._model, rows, self._work, self._sync)
         for cache, tokens, _ in pieces:
             cache.ids.extend(tokens)
-        return self._work.logits[: len(wanted), : self.arch.vocab_size]
+        logits: FloatArray = self._work.logits[: len(wanted), : self.arch.vocab_size]
+        return logits
 
     def close(self) -> None:
         self._team.close()
@@ -98,6 +104,8 @@ class Network:
     def _warm(self) -> None:
         """Compiles the kernels, or loads them from disk, before the first request."""
         if not any(COMPILED.rglob("*.nbc")):
+            for old in COMPILED.parent.glob("engine-*"):
+                shutil.rmtree(old, ignore_errors=True)  # machine code of other versions of these sources
             events.emit("compile", "compiling the kernels, once on this machine: up to half a minute")
         start = time.monotonic()
         self.run([Piece(self.cache(), [0], 0)])

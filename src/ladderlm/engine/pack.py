@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ladderlm import events, store
 from ladderlm.models.arch import Architecture
 from ladderlm.models.weights import Blocks, Weights, matrix_blocks
+from ladderlm.types import FloatArray
 
 LAYOUT = 1  # raise when the bytes below change: it names the cached files
 CACHE_ABOVE = 600_000_000  # weights; packing fewer takes under about two seconds, and reading a cache is no faster
@@ -32,7 +33,7 @@ LAYER = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.
 EMBED, HEAD, FIRST = 0, 1, 2  # rows of the table: embedding, output head, then len(LAYER) rows a layer
 
 Bytes = npt.NDArray[np.uint8]
-Codes = tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None, npt.NDArray[np.float32] | None]
+Codes = tuple[npt.NDArray[Any], FloatArray | None, FloatArray | None]
 
 
 def padded(n: int) -> int:
@@ -51,7 +52,7 @@ class Packed:
 # --- GGUF blocks to codes: integers, scales, minima ---------------------------------------------------------------
 
 
-def _half(blocks: Bytes, at: int) -> npt.NDArray[np.float32]:
+def _half(blocks: Bytes, at: int) -> FloatArray:
     return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
 
 
@@ -59,17 +60,18 @@ def _nibbles(blocks: Bytes, at: int) -> Bytes:
     return np.concatenate([blocks[:, at : at + 16] & 15, blocks[:, at : at + 16] >> 4], axis=1)
 
 
-def _five(blocks: Bytes, at: int) -> Bytes:
+def _five(blocks: Bytes, at: int) -> npt.NDArray[Any]:
     return _nibbles(blocks, at + 4) | np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little") << 4
 
 
-def _sub_blocks(blocks: Bytes) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], Bytes]:
+def _sub_blocks(blocks: Bytes) -> tuple[FloatArray, FloatArray, Bytes]:
     """Q4_K and Q5_K: (n, 8) scales and minima, and (n, 8, 32) low nibbles, from bytes 4-15 and the last 128."""
     a, b, c = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scale = np.concatenate([a & 63, c & 15 | a >> 6 << 4], axis=1).astype(np.float32)
     low = np.concatenate([b & 63, c >> 4 | b >> 6 << 4], axis=1).astype(np.float32)
     runs = blocks[:, -128:].reshape(-1, 4, 1, 32)
-    return _half(blocks, 0) * scale, -_half(blocks, 2) * low, np.concatenate([runs & 15, runs >> 4], 2).reshape(-1, 8, 32)
+    codes = np.concatenate([runs & 15, runs >> 4], axis=2).reshape(-1, 8, 32)
+    return _half(blocks, 0) * scale, -_half(blocks, 2) * low, codes
 
 
 def _codes(kind: str, blocks: Bytes) -> Codes:
@@ -102,10 +104,10 @@ _FLOATS = {"F32": ("f32", 4), "F16": ("f16", 2), "BF16": ("bf16", 2)}
 _SIXTEENS, _WITH_LOW = ("Q6_K",), ("Q4_0", "Q4_1", "Q4_K", "Q5_1", "Q5_K")
 
 
-def _shape(kind: str, rows: int, cols: int, start: int) -> tuple[npt.NDArray[np.int64], int]:
+def _shape(kind: str, shape: tuple[int, ...], start: int) -> tuple[npt.NDArray[np.int64], int]:
     """The table row of a matrix whose data begins at byte `start` (addresses relative), and the byte after it."""
     row = np.zeros(12, np.int64)
-    blocks, width = padded(rows) // 32, padded(cols)
+    blocks, width = padded(shape[0]) // 32, padded(shape[1])
     group = 16 if kind in _SIXTEENS else 32
     storage, bits = (_FLOATS[kind][0], 8 * _FLOATS[kind][1]) if kind in _FLOATS else ("q4", 4)
     if kind not in _FLOATS and not kind.startswith("Q4"):
@@ -150,11 +152,11 @@ def _write(matrix: Blocks, row: npt.NDArray[np.int64], buffer: Bytes) -> None:
         np.bitwise_or(codes[:, 0::2], codes[:, 1::2] << 4, out=out.reshape(blocks, width // 2, 32))
     else:
         out.reshape(blocks, width, 32)[:] = codes
-    for values, at in ((scale, SCALE), (low, LOW)):
-        if values is not None:
+    for side, at in ((scale, SCALE), (low, LOW)):
+        if side is not None:
             groups = width // int(row[GROUP])
             view = buffer[int(row[at]) : int(row[at]) + 4 * 32 * blocks * groups].view(np.float32)
-            view.reshape(blocks, groups, 32)[:] = _across(values.reshape(matrix.rows, groups), matrix.rows)
+            view.reshape(blocks, groups, 32)[:] = _across(side.reshape(matrix.rows, groups), matrix.rows)
 
 
 def _matrix(weights: Weights, name: str) -> Blocks:
@@ -180,7 +182,7 @@ def pack(arch: Architecture, weights: Weights, *, key: str | None = None, thread
         if index == HEAD and arch.tied:
             rows.append(rows[EMBED])
             continue
-        row, end = _shape(kind, *weights.shape(name), start=-(-end // 64) * 64)
+        row, end = _shape(kind, weights.shape(name), -(-end // 64) * 64)
         rows.append(row)
     table = np.stack(rows)
     if key and arch.parameters > CACHE_ABOVE:

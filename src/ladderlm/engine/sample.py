@@ -98,8 +98,7 @@ class Sampler:
         if 0 < s.top_k < len(scores):
             ids = _top(scores, s.top_k)
             scores = scores[ids]
-        scaled = scores.astype(np.float64) / s.temperature
-        p = np.exp(scaled - scaled.max())
+        p = np.exp((scores - scores.max()) / np.float32(s.temperature)).astype(np.float64)
         p /= p.sum()
         for choose, limit in ((_typical, s.typical), (_nucleus, s.top_p), (_at_least, s.min_p)):
             chosen = choose(p, limit)
@@ -134,7 +133,11 @@ def _prefix(p: Doubles, order: Ints, mass: float) -> Ints:
 
 def _nucleus(p: Doubles, top_p: float) -> Ints | None:
     """The likeliest tokens that hold `top_p` of the probability (Holtzman et al. 2020)."""
-    return None if top_p >= 1 else _prefix(p, np.argsort(-p, kind="stable"), top_p)
+    if top_p >= 1:
+        return None
+    # Tokens below (1 - top_p) / V hold less than 1 - top_p together: leave them out of the costly sort.
+    likely = np.flatnonzero(p >= (1 - top_p) / len(p))
+    return likely[_prefix(p[likely], np.argsort(-p[likely], kind="stable"), top_p)]
 
 
 def _typical(p: Doubles, mass: float) -> Ints | None:

@@ -17,7 +17,8 @@ import llvmlite.binding
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 from ladderlm.store import cache_dir
@@ -30,6 +31,7 @@ I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
 VF = ir.VectorType(F32, LANES)
 VI = ir.VectorType(I32, LANES)
+_SOURCES = ("simd", "tiles", "pack", "kernels", "forward")
 Codegen = Callable[[Any, Any, Any, Any], Any]
 
 
@@ -39,7 +41,7 @@ def _compiled_dir() -> Path:
     numba alone looks only at the file that holds a function, not at the files it calls into.
     """
     here = Path(__file__).parent
-    digest = hashlib.sha256(b"".join((here / f"{n}.py").read_bytes() for n in ("simd", "tiles", "kernels", "forward")))
+    digest = hashlib.sha256(b"".join((here / f"{n}.py").read_bytes() for n in _SOURCES))
     base = here / "__pycache__" if os.access(here, os.W_OK) else cache_dir() / "numba"
     return Path(os.environ.get("NUMBA_CACHE_DIR") or base) / f"engine-{digest.hexdigest()[:16]}"
 
@@ -57,7 +59,7 @@ def kernel(function: Callable[..., Any]) -> Any:
         numba.config.CACHE_DIR = before
 
 
-class _Vector(types.Type):
+class _Vector(types.Type):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__(name="float32x16")
 

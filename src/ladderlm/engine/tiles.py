@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from ladderlm.engine.simd import F32, I8, I16, I64, LANES, VF, VI, Codegen, broadcast, constant, fma, load_vector
+from ladderlm.engine.simd import F32, I8, I16, I32, I64, LANES, VF, VI, Codegen, broadcast, constant, fma, load_vector
 
 Storage = Literal["f32", "f16", "bf16", "q8", "q4"]
 PAIR_BYTES: dict[Storage, int] = {"f32": 256, "f16": 128, "bf16": 128, "q8": 64, "q4": 32}  # 2 k x 32 rows
@@ -130,23 +130,39 @@ def _finish_group(builder: Any, running: list[Any], partial: list[Any], scale: A
 
 
 def unpack(storage: Storage) -> Any:
-    """unpack(data, pairs, panel): weights of 32 rows and 2 * pairs k, as floats [k][32], unscaled."""
+    """unpack(data, pairs, panel): weights of 32 rows and 2 * pairs k, as floats [k][32], unscaled.
+
+    The following weights are fetched into the cache meanwhile: they are unpacked next.
+    """
 
     @intrinsic
     def run(typing_context: Any, data: Any, pairs: Any, panel: Any) -> tuple[Any, Codegen]:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            size, at_once = PAIR_BYTES[storage], max(1, 64 // PAIR_BYTES[storage])  # whole cache lines
             source, target = _counter(builder, args[0]), _counter(builder, args[2])
-            with cgutils.for_range(builder, args[1]):
-                vectors = [v for k in _pair(builder, storage, builder.load(source), 0) for v in k]
+            ahead = builder.mul(args[1], ir.Constant(I64, size))
+            with cgutils.for_range(builder, builder.udiv(args[1], ir.Constant(I64, at_once))):
+                here = builder.load(source)
+                _prefetch(builder, builder.add(here, ahead))
+                vectors = [v for i in range(at_once) for k in _pair(builder, storage, here, i * size) for v in k]
                 for index, value in enumerate(vectors):
                     builder.store(value, _pointer(builder, builder.load(target), index), align=4)
-                _advance(builder, source, PAIR_BYTES[storage])
-                _advance(builder, target, 4 * VECTOR_BYTES)
+                _advance(builder, source, at_once * size)
+                _advance(builder, target, len(vectors) * VECTOR_BYTES)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, types.int64), codegen
 
     return run
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    """Asks for the cache line at `address`, which need not exist."""
+    pointer = ir.PointerType(I8)
+    signature = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    read, keep, data = (ir.Constant(I32, n) for n in (0, 2, 1))
+    builder.call(function, [builder.inttoptr(address, pointer), read, keep, data])
 
 
 def tile(tokens: int, finish: Literal["set", "add", "scale"]) -> Any:

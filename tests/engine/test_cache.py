@@ -1,0 +1,66 @@
+"""Prefixes: the longest is found, blocks are shared, the budget holds."""
+
+from __future__ import annotations
+
+from ladderlm.engine.cache import KVCache, Prefixes
+
+FLOATS = 10
+
+
+def filled(ids: list[int]) -> KVCache:
+    cache = KVCache(FLOATS, 1000)
+    cache.reserve(len(ids))
+    cache.ids.extend(ids)
+    for i, block in enumerate(cache.blocks):
+        block[:] = i
+    return cache
+
+
+def take(prefixes: Prefixes, ids: list[int], most: int | None = None) -> KVCache:
+    return prefixes.take(ids, len(ids) if most is None else most, KVCache(FLOATS, 1000))
+
+
+def test_a_fork_shares_full_blocks_and_copies_the_last() -> None:
+    cache = filled(list(range(70)))
+    other = cache.fork(40)
+    assert other.ids == list(range(40))
+    assert other.blocks[0] is cache.blocks[0]
+    assert other.blocks[1] is not cache.blocks[1]
+    assert other.addresses[1] == other.blocks[1].ctypes.data
+    assert (other.blocks[1] == cache.blocks[1]).all()
+
+
+def test_the_longest_common_prefix_is_taken() -> None:
+    prefixes = Prefixes(10**6)
+    prefixes.keep(filled([1, 2, 3, 4]))
+    prefixes.keep(filled([1, 2, 9]))
+    assert take(prefixes, [1, 2, 3, 7]).ids == [1, 2, 3]
+    assert take(prefixes, [1, 2, 9, 9]).ids == [1, 2, 9]
+    assert take(prefixes, [1, 2, 9, 9], most=2).ids == [1, 2]
+    assert take(prefixes, [5]).ids == []
+
+
+def test_a_longer_one_replaces_its_own_prefix_and_not_the_other_way() -> None:
+    prefixes = Prefixes(10**6)
+    for ids in ([1, 2], [1, 2, 3], [1, 2]):
+        prefixes.keep(filled(ids))
+    assert len(prefixes._kept) == 1
+    assert take(prefixes, [1, 2, 3, 4]).ids == [1, 2, 3]
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    prefixes = Prefixes(2 * 4 * FLOATS)  # two blocks
+    prefixes.keep(filled([1]))
+    prefixes.keep(filled([2]))
+    take(prefixes, [1, 5])
+    prefixes.keep(filled([3]))
+    assert prefixes.bytes <= 2 * 4 * FLOATS
+    assert take(prefixes, [1]).ids == [1]
+    assert take(prefixes, [2]).ids == []
+
+
+def test_what_an_owner_writes_later_does_not_show() -> None:
+    prefixes, cache = Prefixes(10**6), filled([1, 2])
+    prefixes.keep(cache)
+    cache.ids.append(3)
+    assert take(prefixes, [1, 2, 3]).ids == [1, 2]

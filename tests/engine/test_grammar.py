@@ -1,0 +1,72 @@
+"""Answers under a grammar parse, whatever the model would rather say."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from engine_models import byte_tokenizer
+
+from ladderlm.engine.engine import Engine
+from ladderlm.errors import UsageError
+from ladderlm.types import Completion, Sampling
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Oslo"]}, "cold": {"type": "boolean"}},
+    "required": ["city", "cold"],
+    "additionalProperties": False,
+}
+
+
+def answer(engine: Engine, form: dict[str, Any], seed: int = 0, **settings: Any) -> tuple[str, str | None]:
+    sampling = Sampling(seed=seed, max_tokens=120, response_format=form, **settings)
+    choice = Completion.fold(engine.generate([5, 6, 7], sampling)).choices[0]
+    return byte_tokenizer().decode(choice.ids), choice.finish_reason
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_schema_holds(engine: Engine, wrapped: bool) -> None:
+    inner: dict[str, Any] = {"schema": SCHEMA}
+    form = {"type": "json_schema", "json_schema": inner} if wrapped else {"type": "json_schema", **inner}
+    found = set()
+    for seed in range(6):
+        text, reason = answer(engine, form, seed)
+        data = json.loads(text)
+        assert reason == "stop"
+        assert set(data) == {"city", "cold"}
+        found.add((data["city"], data["cold"]))
+    assert len(found) > 1
+
+
+def test_greedy_obeys_too(engine: Engine) -> None:
+    text, _ = answer(engine, {"type": "json_schema", "schema": SCHEMA}, temperature=0)
+    json.loads(text)
+
+
+def test_a_regex_holds_and_min_tokens_cannot_break_it(engine: Engine) -> None:
+    text, reason = answer(engine, {"type": "regex", "regex": "[ab]{3}-[0-9]{2}"}, min_tokens=50)
+    assert re.fullmatch("[ab]{3}-[0-9]{2}", text)
+    assert reason == "stop"
+
+
+def test_any_json_object_begins_as_one(engine: Engine) -> None:
+    assert answer(engine, {"type": "json_object"})[0].startswith("{")
+
+
+def test_plain_text_is_free(engine: Engine) -> None:
+    free = Completion.fold(engine.generate([5, 6, 7], Sampling(seed=0, max_tokens=120))).choices[0]
+    assert answer(engine, {"type": "text"})[0] == byte_tokenizer().decode(free.ids)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{}, {"type": "yaml"}, {"type": "json_schema"}, {"type": "json_schema", "schema": {"type": "nonsense"}},
+     {"type": "regex", "regex": "("}, {"type": "regex"}],
+    ids=str,
+)  # fmt: skip
+def test_nonsense_is_refused_at_once(engine: Engine, form: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        engine.generate([1], Sampling(response_format=form))

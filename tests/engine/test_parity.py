@@ -1,0 +1,102 @@
+"""The compiled network against the plain numpy decoder, and against itself in other batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_models import KindWeights, tiny
+
+from ladderlm.engine import pack
+from ladderlm.engine.engine import Engine
+from ladderlm.engine.network import Network, Piece
+from ladderlm.engine.reference import ReferenceDecoder
+from ladderlm.models import open_model
+from ladderlm.models.quants import KINDS
+
+IDS = [int(i) for i in np.random.default_rng(5).integers(0, 257, 75)]
+
+
+def whole(network: Network, ids: list[int]) -> np.ndarray:
+    return network.run([Piece(network.cache(), ids, 0)]).copy()
+
+
+def chunked(network: Network, ids: list[int], size: int) -> np.ndarray:
+    cache = network.cache()
+    return np.concatenate([network.run([Piece(cache, ids[i : i + size], 0)]).copy() for i in range(0, len(ids), size)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_agrees_with_the_reference(kind: str) -> None:
+    wide = {"dim": 256, "head_dim": 64, "hidden": 512} if kind.endswith("_K") else {}
+    arch = tiny(**wide)
+    weights = KindWeights(arch, kind)
+    network = Network(arch, weights, threads=2)
+    expected = ReferenceDecoder(arch, weights).logits(IDS)
+    np.testing.assert_allclose(whole(network, IDS), expected, atol=2e-5 * np.abs(expected).max())
+    assert np.array_equal(whole(network, IDS), chunked(network, IDS, 1))
+    network.close()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dim": 50}, {"hidden": 40}, {"head_dim": 6}, {"head_dim": 24}, {"head_dim": 80}, {"heads": 3, "kv_heads": 1},
+        {"kv_heads": 4}, {"heads": 12, "kv_heads": 1}, {"vocab_size": 270}, {"tied": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_odd_shapes_agree_with_the_reference(changes: dict[str, Any]) -> None:
+    arch = tiny(**changes)
+    weights = KindWeights(arch)
+    network = Network(arch, weights, threads=2)
+    expected = ReferenceDecoder(arch, weights).logits(IDS)
+    np.testing.assert_allclose(whole(network, IDS), expected, atol=2e-5)
+    network.close()
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q4_1", "Q6_K"])
+def test_logits_are_the_same_to_the_bit_in_any_batch(kind: str) -> None:
+    arch = tiny(dim=256, hidden=256, head_dim=64)
+    network = Network(arch, KindWeights(arch, kind), threads=2)
+    expected = whole(network, IDS)
+    for size in (1, 2, 3, 7, 16, 33):
+        assert np.array_equal(expected, chunked(network, IDS, size)), f"chunks of {size}"
+    start, other = network.cache(), network.cache()
+    network.run([Piece(start, IDS[:40], 40)])
+    forks = [start.fork(n) for n in (40, 33, 32, 5)]
+    rows = network.run([Piece(other, IDS[::-1], 70), *(Piece(f, IDS[len(f) : len(f) + 9], 0) for f in forks)])
+    for i, n in enumerate((40, 33, 32, 5)):
+        assert np.array_equal(rows[5 + 9 * i : 14 + 9 * i], expected[n : n + 9]), f"beside others, after {n} cached"
+    single = Network(arch, KindWeights(arch, kind), threads=1)
+    assert np.array_equal(whole(single, IDS), expected), "the number of threads changes nothing"
+    network.close()
+    single.close()
+
+
+def test_a_large_model_is_packed_once_and_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    arch = tiny()
+    weights = KindWeights(arch, "Q4_0")
+    fresh = pack.pack(arch, weights)
+    monkeypatch.setattr(pack, "CACHE_ABOVE", 0)
+    first = pack.pack(arch, weights, key="k" * 64)
+    monkeypatch.setattr(pack, "_fill", lambda *args: pytest.fail("packed again"))
+    second = pack.pack(arch, weights, key="k" * 64)
+    assert np.array_equal(first.buffer, second.buffer)
+    network = Network(arch, weights, threads=2, key="k" * 64)
+    monkeypatch.undo()
+    plain = Network(arch, weights, threads=2)
+    assert np.array_equal(whole(network, IDS), whole(plain, IDS))
+    assert fresh.buffer.shape == first.buffer.shape
+    network.close()
+    plain.close()
+
+
+def test_the_default_model_agrees_with_the_reference(default_model: str) -> None:
+    files = open_model(default_model)
+    ids = files.tokenizer.encode("The quick brown fox jumps over the lazy dog. Listen to your heart")
+    expected = ReferenceDecoder(files.arch, files.weights).logits(ids)
+    with Engine(files.arch, files.weights, threads=2) as engine:
+        found = engine.logits(ids)
+    assert np.abs(found - expected).max() < 1e-3
