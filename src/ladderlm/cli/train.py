@@ -2,51 +2,39 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from ladderlm.cli import show
 from ladderlm.cli.args import parse
 from ladderlm.errors import MissingExtra
-
-T = TypeVar("T")
+from ladderlm.train.settings import AlignConfig, FinetuneConfig, PretrainConfig
 
 
 def pretrain(argv: list[str]) -> int:
-    _need_torch()
-    from ladderlm.train.pretrain import PretrainConfig, run
-
-    return _train(run, parse("pretrain", PretrainConfig, argv, description="Trains a model from random weights."))
+    return _train("pretrain", parse("pretrain", PretrainConfig, argv, description="Trains from random weights."))
 
 
 def finetune(argv: list[str]) -> int:
-    _need_torch()
-    from ladderlm.train.finetune import FinetuneConfig, run
-
-    return _train(run, parse("finetune", FinetuneConfig, argv, description="Tunes a model on records."))
+    return _train("finetune", parse("finetune", FinetuneConfig, argv, description="Tunes a model on records."))
 
 
 def align(argv: list[str]) -> int:
-    _need_torch()
-    from ladderlm.train.align import AlignConfig, run
-
-    return _train(run, parse("align", AlignConfig, argv, description="Aligns a model with preferences, by DPO."))
+    return _train("align", parse("align", AlignConfig, argv, description="Aligns a model with preferences, by DPO."))
 
 
-def _need_torch() -> None:
+def _train(verb: str, config: Any) -> int:
     # Waiting threads sleep: spinning ones starve whatever else runs on the machine, and themselves. Read at import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import torch  # noqa: F401
     except ImportError:
         raise MissingExtra("torch", "train") from None
-
-
-def _train(run: Callable[[T], Any], config: T) -> int:
+    run = importlib.import_module(f"ladderlm.train.{verb}").run
     with show.progress():
         result = run(config)
-    if getattr(config, "json", False):
+    if config.json:
         show.emit_json(result.to_dict())
     else:
         print(result.model)

@@ -16,53 +16,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ladderlm import events
-from ladderlm.config import option
 from ladderlm.data.records import read_records, split
 from ladderlm.errors import FormatError, UsageError
 from ladderlm.evals.helped import did_it_help
-from ladderlm.models.fetch import DEFAULT_MODEL
 from ladderlm.models.folder import ModelFiles
 from ladderlm.models.reference import open_model
 from ladderlm.nn.decoder import Decoder
 from ladderlm.nn.loss import Batch, make_batch, nats
 from ladderlm.train.examples import Example, Packing, example_nats, make_all, make_example, per_document
-from ladderlm.train.loop import LoopConfig, fit
+from ladderlm.train.loop import fit
 from ladderlm.train.result import Result, bad_rows, begin, check_finished, conclude, describe_data, use_threads
-from ladderlm.train.tuning import METHODS, prepare, save_tuned
-from ladderlm.types import Record, Value
+from ladderlm.train.settings import AlignConfig, LoopConfig
+from ladderlm.train.tuning import prepare, save_tuned
+from ladderlm.types import Record
 
 HELD_OUT_SHARE = 0.1
 MOST_HELD_OUT = 100
-
-
-@dataclass(frozen=True, slots=True)
-class AlignConfig(Value):
-    """What to align on which preferences, and how strongly."""
-
-    data: str = option("", "preference records: prompt, chosen, rejected", positional=True)
-    model: str = option(DEFAULT_MODEL, "the model to align, and the reference", short="-m")
-    out: str = option("aligned", "name or path of the result", short="-o")
-    held_out: str = option("", "pairs to measure on; else a tenth of the data is kept apart")
-    beta: float = option(0.1, "how dear it is to move away from the reference")
-    method: str = option("lora", "a low-rank adapter, or all weights", choices=METHODS)
-    rank: int = option(8, "rank of the adapter")
-    alpha: float = option(16.0, "scale of the adapter, over its rank")
-    layers_trained: int = option(0, "train this many last layers only, which is faster; 0: all")
-    lr: float = option(0.0, "learning rate; 0: 1e-4 for lora, 1e-5 for full")
-    epochs: float = option(1.0, "times the data is seen, unless minutes or steps are given")
-    minutes: float = option(0.0, "time budget, without the reference pass")
-    steps: int = option(0, "optimiser steps")
-    batch_tokens: int = option(2048, "tokens in an optimiser step")
-    max_length: int = option(1024, "most tokens of a prompt with an answer")
-    warmup: int = option(10, "steps of rising learning rate")
-    cooldown: float = option(0.8, "last share of the steps, over which the learning rate falls to zero")
-    skip_bad: bool = option(False, "leave out records that cannot be used, instead of stopping")
-    seed: int = option(0, "seed of adapter and order")
-    threads: int = option(0, "processor threads; 0: all")
-    licence: str = option("unknown", "licence of the data where it does not say so itself")
-    resume: str = option("", "go on with this run")
-    replace: bool = option(False, "replace the result if it exists")
-    json: bool = option(False, "print the result as JSON")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,54 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ladderlm import events
-from ladderlm.config import option
 from ladderlm.data.records import read_records, split
 from ladderlm.errors import UsageError
 from ladderlm.evals.helped import Helped, did_it_help
-from ladderlm.models.fetch import DEFAULT_MODEL
 from ladderlm.models.folder import ModelFiles
 from ladderlm.models.reference import open_model
 from ladderlm.nn.loss import Batch, mean_nats
 from ladderlm.train.examples import Example, Packing, as_messages, example_nats, make_all, make_example, sorted_batch
-from ladderlm.train.loop import LoopConfig, fit
+from ladderlm.train.loop import fit
 from ladderlm.train.result import Result, bad_rows, begin, check_finished, conclude, describe_data, use_threads
-from ladderlm.train.tuning import METHODS, prepare, save_tuned
-from ladderlm.types import Record, Value
+from ladderlm.train.settings import FinetuneConfig, LoopConfig
+from ladderlm.train.tuning import prepare, save_tuned
+from ladderlm.types import Record
 
 HELD_OUT_SHARE = 0.05
 MOST_HELD_OUT = 100
-
-
-@dataclass(frozen=True, slots=True)
-class FinetuneConfig(Value):
-    """What to tune on what, and how."""
-
-    data: str = option("", "records: messages, prompt+completion, text+label, or text", positional=True)
-    model: str = option(DEFAULT_MODEL, "the model to tune", short="-m")
-    out: str = option("tuned", "name or path of the result", short="-o")
-    held_out: str = option("", "records to measure on; else a twentieth of the data is kept apart")
-    method: str = option("lora", "a low-rank adapter, or all weights", choices=METHODS)
-    rank: int = option(8, "rank of the adapter")
-    alpha: float = option(16.0, "scale of the adapter, over its rank")
-    layers_trained: int = option(0, "train this many last layers only, which is faster; 0: all")
-    lr: float = option(0.0, "learning rate; 0: 5e-4 for lora, 5e-5 for full")
-    epochs: float = option(1.0, "times the data is seen, unless minutes or steps are given")
-    minutes: float = option(0.0, "time budget; the number of steps is worked out from the first ones")
-    steps: int = option(0, "optimiser steps")
-    batch_tokens: int = option(1024, "tokens in an optimiser step")
-    max_length: int = option(1024, "most tokens of a record")
-    warmup: int = option(5, "steps of rising learning rate")
-    cooldown: float = option(0.8, "last share of the steps, over which the learning rate falls to zero")
-    skip_bad: bool = option(False, "leave out records that cannot be used, instead of stopping")
-    seed: int = option(0, "seed of adapter and order")
-    threads: int = option(0, "processor threads; 0: all")
-    licence: str = option("unknown", "licence of the data where it does not say so itself")
-    resume: str = option("", "go on with this run")
-    replace: bool = option(False, "replace the result if it exists")
-    json: bool = option(False, "print the result as JSON")
 
 
 def run(config: FinetuneConfig) -> Result:

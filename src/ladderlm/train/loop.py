@@ -24,8 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ladderlm import events, store
-from ladderlm.errors import FormatError, LadderError, UsageError
+from ladderlm.errors import FormatError, LadderError
 from ladderlm.train.optim import Optimiser
+from ladderlm.train.settings import LoopConfig
 from ladderlm.types import Cancel, Run, Value
 
 CALIBRATION_STEPS = 5  # at least; and at least a twentieth of the time budget
@@ -43,31 +44,6 @@ class Counted(Protocol):
 
 B = TypeVar("B", bound=Counted)
 M = TypeVar("M", bound=nn.Module)
-
-
-@dataclass(frozen=True, slots=True)
-class LoopConfig(Value):
-    """`steps`, or `minutes` from which the steps are worked out once, after a few have been timed.
-
-    The learning rate rises over `warmup` steps, holds, and falls to zero over the last `cooldown` share of all steps.
-    `accumulate` batches make a step. `clip`: the largest gradient norm (0: no clipping).
-    """
-
-    steps: int = 0
-    minutes: float = 0.0
-    accumulate: int = 1
-    clip: float = 1.0
-    warmup: int = 10
-    cooldown: float = 0.5
-    evaluate_every: int = 0
-    checkpoint_minutes: float = 5.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if (self.steps > 0) == (self.minutes > 0):
-            raise UsageError("give steps or minutes", where=f"steps={self.steps}, minutes={self.minutes}")
-        if self.accumulate < 1 or not 0 <= self.cooldown <= 1 or self.warmup < 0 or self.clip < 0:
-            raise UsageError("accumulate >= 1, 0 <= cooldown <= 1, warmup >= 0, clip >= 0", where=str(self))
 
 
 @dataclass(frozen=True, slots=True)

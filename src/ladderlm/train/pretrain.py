@@ -5,21 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ladderlm import events
-from ladderlm.config import option
 from ladderlm.data.collect import collect
 from ladderlm.data.records import make_record, split
 from ladderlm.errors import UsageError
 from ladderlm.evals.compress import xz_bits_per_byte
 from ladderlm.evals.intervals import bootstrap_ratio
 from ladderlm.evals.ngram import KneserNey
-from ladderlm.models.arch import Architecture
 from ladderlm.models.folder import save_model
 from ladderlm.nn.decoder import Decoder
 from ladderlm.nn.loss import mean_nats
@@ -27,7 +24,7 @@ from ladderlm.text.bpe import train_bpe
 from ladderlm.text.template import CHATML, ChatTemplate
 from ladderlm.text.tokenizer import Tokenizer
 from ladderlm.train.corpus import Tokens, text_nats, tokenise, windows
-from ladderlm.train.loop import LoopConfig, fit
+from ladderlm.train.loop import fit
 from ladderlm.train.optim import Optimiser
 from ladderlm.train.result import (
     Result,
@@ -39,69 +36,12 @@ from ladderlm.train.result import (
     joint_licence,
     use_threads,
 )
-from ladderlm.types import Record, Run, Value
+from ladderlm.train.settings import PretrainConfig
+from ladderlm.types import Record, Run
 
 HELD_OUT_SHARE = 0.05
 HELD_OUT_BYTES = 200_000
 HELD_OUT_PIECE = 4_000  # characters; several pieces make an interval possible
-
-
-@dataclass(frozen=True, slots=True)
-class PretrainConfig(Value):
-    """A Llama-style decoder and how to train it. Sizes default to what a laptop trains in minutes."""
-
-    data: str = option("", "text: .jsonl, .txt, a folder, python:docs or python:sources", positional=True)
-    out: str = option("tiny", "name or path of the model folder", short="-o")
-    held_out: str = option("", "text to measure on; else a twentieth of the data is kept apart")
-    tokenizer: str = option("", "a tokenizer.json; else one is trained on the data")
-    vocab_size: int = option(4096, "tokens of the tokenizer to train")
-    layers: int = option(4, "transformer layers")
-    dim: int = option(192, "width of the residual stream")
-    heads: int = option(3, "attention heads")
-    kv_heads: int = option(0, "key/value heads; 0: as many as heads")
-    hidden: int = option(0, "width of the feed-forward part; 0: 8/3 of dim")
-    seq_len: int = option(256, "tokens in a window, and the model's context")
-    batch_tokens: int = option(2048, "tokens in an optimiser step")
-    micro_tokens: int = option(4096, "most tokens in one forward pass")
-    minutes: float = option(0.0, "time budget; the number of steps is worked out from the first ones")
-    steps: int = option(0, "optimiser steps, instead of a time budget")
-    lr: float = option(0.005, "learning rate of AdamW: embeddings and norms")
-    muon_lr: float = option(0.02, "learning rate of Muon: matrices in the layers; 0: AdamW for all")
-    weight_decay: float = option(0.0, "decoupled weight decay of matrices")
-    warmup: int = option(20, "steps of rising learning rate")
-    cooldown: float = option(0.6, "last share of the steps, over which the learning rate falls to zero")
-    evaluate_every: int = option(0, "steps between measurements on held-out text; 0: at the end only")
-    seed: int = option(0, "seed of weights and order")
-    threads: int = option(0, "processor threads; 0: all")
-    licence: str = option("unknown", "licence of the data where it does not say so itself")
-    resume: str = option("", "go on with this run")
-    replace: bool = option(False, "replace the model folder if it exists")
-    json: bool = option(False, "print the result as JSON")
-
-    def architecture(self, vocab_size: int) -> Architecture:
-        if self.heads < 1 or self.dim % (2 * self.heads):
-            raise UsageError("dim must be a multiple of twice the heads", where=f"dim={self.dim}, heads={self.heads}")
-        hidden = self.hidden or 64 * math.ceil(8 * self.dim / 3 / 64)
-        return Architecture(
-            vocab_size=vocab_size, dim=self.dim, layers=self.layers, heads=self.heads,
-            kv_heads=self.kv_heads or self.heads, head_dim=self.dim // self.heads, hidden=hidden,
-            context_length=self.seq_len,
-        )  # fmt: skip
-
-    def loop(self) -> LoopConfig:
-        return LoopConfig(
-            steps=self.steps, minutes=self.minutes, accumulate=self.accumulate, warmup=self.warmup,
-            cooldown=self.cooldown, evaluate_every=self.evaluate_every, seed=self.seed,
-        )  # fmt: skip
-
-    @property
-    def accumulate(self) -> int:
-        return max(1, math.ceil(self.batch_tokens / max(self.micro_tokens, self.seq_len)))
-
-    @property
-    def micro_batch(self) -> int:
-        """Windows in a forward pass."""
-        return max(1, round(self.batch_tokens / self.accumulate / self.seq_len))
 
 
 def run(config: PretrainConfig) -> Result:

@@ -15,8 +15,7 @@ from ladderlm.nn.decoder import Decoder, load_decoder
 from ladderlm.nn.lora import add_lora, lora_tensors
 from ladderlm.train.optim import Optimiser
 from ladderlm.train.result import destination, joint_licence
-
-METHODS = ("lora", "full")
+from ladderlm.train.settings import METHODS
 
 
 class Tuning(Protocol):

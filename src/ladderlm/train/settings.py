@@ -1,0 +1,156 @@
+"""The settings of the training commands, apart from the code that needs torch: so that --help is quick."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ladderlm.config import option
+from ladderlm.errors import UsageError
+from ladderlm.models.arch import Architecture
+from ladderlm.models.fetch import DEFAULT_MODEL
+from ladderlm.types import Value
+
+METHODS = ("lora", "full")
+
+
+@dataclass(frozen=True, slots=True)
+class LoopConfig(Value):
+    """`steps`, or `minutes` from which the steps are worked out once, after a few have been timed.
+
+    The learning rate rises over `warmup` steps, holds, and falls to zero over the last `cooldown` share of all steps.
+    `accumulate` batches make a step. `clip`: the largest gradient norm (0: no clipping).
+    """
+
+    steps: int = 0
+    minutes: float = 0.0
+    accumulate: int = 1
+    clip: float = 1.0
+    warmup: int = 10
+    cooldown: float = 0.5
+    evaluate_every: int = 0
+    checkpoint_minutes: float = 5.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.steps > 0) == (self.minutes > 0):
+            raise UsageError("give steps or minutes", where=f"steps={self.steps}, minutes={self.minutes}")
+        if self.accumulate < 1 or not 0 <= self.cooldown <= 1 or self.warmup < 0 or self.clip < 0:
+            raise UsageError("accumulate >= 1, 0 <= cooldown <= 1, warmup >= 0, clip >= 0", where=str(self))
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainConfig(Value):
+    """A Llama-style decoder and how to train it. Sizes default to what a laptop trains in minutes."""
+
+    data: str = option("", "text: .jsonl, .txt, a folder, python:docs or python:sources", positional=True)
+    out: str = option("tiny", "name or path of the model folder", short="-o")
+    held_out: str = option("", "text to measure on; else a twentieth of the data is kept apart")
+    tokenizer: str = option("", "a tokenizer.json; else one is trained on the data")
+    vocab_size: int = option(4096, "tokens of the tokenizer to train")
+    layers: int = option(4, "transformer layers")
+    dim: int = option(192, "width of the residual stream")
+    heads: int = option(3, "attention heads")
+    kv_heads: int = option(0, "key/value heads; 0: as many as heads")
+    hidden: int = option(0, "width of the feed-forward part; 0: 8/3 of dim")
+    seq_len: int = option(256, "tokens in a window, and the model's context")
+    batch_tokens: int = option(2048, "tokens in an optimiser step")
+    micro_tokens: int = option(4096, "most tokens in one forward pass")
+    minutes: float = option(0.0, "time budget; the number of steps is worked out from the first ones")
+    steps: int = option(0, "optimiser steps, instead of a time budget")
+    lr: float = option(0.005, "learning rate of AdamW: embeddings and norms")
+    muon_lr: float = option(0.02, "learning rate of Muon: matrices in the layers; 0: AdamW for all")
+    weight_decay: float = option(0.0, "decoupled weight decay of matrices")
+    warmup: int = option(20, "steps of rising learning rate")
+    cooldown: float = option(0.6, "last share of the steps, over which the learning rate falls to zero")
+    evaluate_every: int = option(0, "steps between measurements on held-out text; 0: at the end only")
+    seed: int = option(0, "seed of weights and order")
+    threads: int = option(0, "processor threads; 0: all")
+    licence: str = option("unknown", "licence of the data where it does not say so itself")
+    resume: str = option("", "go on with this run")
+    replace: bool = option(False, "replace the model folder if it exists")
+    json: bool = option(False, "print the result as JSON")
+
+    def architecture(self, vocab_size: int) -> Architecture:
+        if self.heads < 1 or self.dim % (2 * self.heads):
+            raise UsageError("dim must be a multiple of twice the heads", where=f"dim={self.dim}, heads={self.heads}")
+        hidden = self.hidden or 64 * math.ceil(8 * self.dim / 3 / 64)
+        return Architecture(
+            vocab_size=vocab_size, dim=self.dim, layers=self.layers, heads=self.heads,
+            kv_heads=self.kv_heads or self.heads, head_dim=self.dim // self.heads, hidden=hidden,
+            context_length=self.seq_len,
+        )  # fmt: skip
+
+    def loop(self) -> LoopConfig:
+        return LoopConfig(
+            steps=self.steps, minutes=self.minutes, accumulate=self.accumulate, warmup=self.warmup,
+            cooldown=self.cooldown, evaluate_every=self.evaluate_every, seed=self.seed,
+        )  # fmt: skip
+
+    @property
+    def accumulate(self) -> int:
+        return max(1, math.ceil(self.batch_tokens / max(self.micro_tokens, self.seq_len)))
+
+    @property
+    def micro_batch(self) -> int:
+        """Windows in a forward pass."""
+        return max(1, round(self.batch_tokens / self.accumulate / self.seq_len))
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneConfig(Value):
+    """What to tune on what, and how."""
+
+    data: str = option("", "records: messages, prompt+completion, text+label, or text", positional=True)
+    model: str = option(DEFAULT_MODEL, "the model to tune", short="-m")
+    out: str = option("tuned", "name or path of the result", short="-o")
+    held_out: str = option("", "records to measure on; else a twentieth of the data is kept apart")
+    method: str = option("lora", "a low-rank adapter, or all weights", choices=METHODS)
+    rank: int = option(8, "rank of the adapter")
+    alpha: float = option(16.0, "scale of the adapter, over its rank")
+    layers_trained: int = option(0, "train this many last layers only, which is faster; 0: all")
+    lr: float = option(0.0, "learning rate; 0: 5e-4 for lora, 5e-5 for full")
+    epochs: float = option(1.0, "times the data is seen, unless minutes or steps are given")
+    minutes: float = option(0.0, "time budget; the number of steps is worked out from the first ones")
+    steps: int = option(0, "optimiser steps")
+    batch_tokens: int = option(1024, "tokens in an optimiser step")
+    max_length: int = option(1024, "most tokens of a record")
+    warmup: int = option(5, "steps of rising learning rate")
+    cooldown: float = option(0.8, "last share of the steps, over which the learning rate falls to zero")
+    skip_bad: bool = option(False, "leave out records that cannot be used, instead of stopping")
+    seed: int = option(0, "seed of adapter and order")
+    threads: int = option(0, "processor threads; 0: all")
+    licence: str = option("unknown", "licence of the data where it does not say so itself")
+    resume: str = option("", "go on with this run")
+    replace: bool = option(False, "replace the result if it exists")
+    json: bool = option(False, "print the result as JSON")
+
+
+@dataclass(frozen=True, slots=True)
+class AlignConfig(Value):
+    """What to align on which preferences, and how strongly."""
+
+    data: str = option("", "preference records: prompt, chosen, rejected", positional=True)
+    model: str = option(DEFAULT_MODEL, "the model to align, and the reference", short="-m")
+    out: str = option("aligned", "name or path of the result", short="-o")
+    held_out: str = option("", "pairs to measure on; else a tenth of the data is kept apart")
+    beta: float = option(0.1, "how dear it is to move away from the reference")
+    method: str = option("lora", "a low-rank adapter, or all weights", choices=METHODS)
+    rank: int = option(8, "rank of the adapter")
+    alpha: float = option(16.0, "scale of the adapter, over its rank")
+    layers_trained: int = option(0, "train this many last layers only, which is faster; 0: all")
+    lr: float = option(0.0, "learning rate; 0: 1e-4 for lora, 1e-5 for full")
+    epochs: float = option(1.0, "times the data is seen, unless minutes or steps are given")
+    minutes: float = option(0.0, "time budget, without the reference pass")
+    steps: int = option(0, "optimiser steps")
+    batch_tokens: int = option(2048, "tokens in an optimiser step")
+    max_length: int = option(1024, "most tokens of a prompt with an answer")
+    warmup: int = option(10, "steps of rising learning rate")
+    cooldown: float = option(0.8, "last share of the steps, over which the learning rate falls to zero")
+    skip_bad: bool = option(False, "leave out records that cannot be used, instead of stopping")
+    seed: int = option(0, "seed of adapter and order")
+    threads: int = option(0, "processor threads; 0: all")
+    licence: str = option("unknown", "licence of the data where it does not say so itself")
+    resume: str = option("", "go on with this run")
+    replace: bool = option(False, "replace the result if it exists")
+    json: bool = option(False, "print the result as JSON")
