@@ -1,0 +1,187 @@
+"""The models on offer: named ones and what this machine holds; opened on demand, the latest few kept."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ladderlm import events, store
+from ladderlm.errors import LadderError, NotFound, nearest
+from ladderlm.models.fetch import CATALOGUE, fetched
+from ladderlm.models.reference import locate
+from ladderlm.types import Chat
+
+Opener = Callable[[str], Chat]
+Stamp = tuple[int, int] | None
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """One opened (or opening) model. `stamp` tells the folder it was read from, `users` the streams that hold it."""
+
+    ref: str
+    stamp: Stamp
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    chat: Chat | None = None
+    users: int = 0
+    used: float = 0.0
+
+
+class Models:
+    """Several models by name.
+
+    `refs` are served under their short names. What else this machine holds joins as it appears, and a folder that was
+    replaced is opened anew. Beyond `keep` opened models the longest unused are closed.
+    """
+
+    def __init__(
+        self, refs: Sequence[str] = (), *, default: str | None = None, keep: int = 3, opener: Opener | None = None
+    ) -> None:
+        every = (*refs, default) if default else refs
+        self._refs = {short_name(ref): ref for ref in every}
+        self._default = short_name(default) if default else next(iter(self._refs), None)
+        self._keep, self._opener = keep, opener or _open_chat
+        self._guard = threading.Lock()
+        self._slots: dict[str, _Slot] = {}
+        self._retired: list[_Slot] = []
+        self._errors: dict[str, str] = {}
+
+    @property
+    def named(self) -> list[str]:
+        """The models that were asked for by name."""
+        return list(self._refs)
+
+    def names(self) -> list[str]:
+        """The default first, then the other named models, then what else is here."""
+        first = [self._default] if self._default else []
+        return list(dict.fromkeys([*first, *self._refs, *_scan()]))
+
+    def resolve(self, name: str | None) -> str:
+        """The model that a request means: the one it names, or the default."""
+        names = self.names()
+        chosen = name or next(iter(names), None)
+        if chosen is None:
+            raise NotFound("no model is served", where="model", cure="name one: ladderlm serve MODEL")
+        if chosen not in names:
+            raise NotFound(f"no model {chosen!r}", where="model", cure=nearest(chosen, names))
+        return chosen
+
+    def state(self, name: str) -> str:
+        """ "ready", "loading", "failed" or "idle" (not opened yet)."""
+        slot = self._slots.get(name)
+        if slot is not None and slot.chat is not None:
+            return "ready"
+        if slot is not None and slot.users:
+            return "loading"
+        return "failed" if name in self._errors else "idle"
+
+    def error(self, name: str) -> str:
+        """Why the last attempt to open it failed; empty when it did not."""
+        return self._errors.get(name, "")
+
+    @contextlib.contextmanager
+    def use(self, name: str | None = None) -> Iterator[Chat]:
+        """The opened model, held open while the block runs."""
+        name = self.resolve(name)
+        slot = self._claim(name)
+        try:
+            with slot.lock:
+                if slot.chat is None:
+                    slot.chat = self._open(name, slot.ref)
+            yield slot.chat
+        finally:
+            for old in self._release(slot):
+                getattr(old.chat, "close", lambda: None)()
+
+    def preload(self, names: Sequence[str]) -> threading.Thread:
+        """Opens the models in a background thread; a failure is told, not raised."""
+
+        def work() -> None:
+            for name in names:
+                # `_open` has told the failure to every listener and keeps it for /health.
+                with contextlib.suppress(LadderError), self.use(name):
+                    pass
+
+        thread = threading.Thread(target=work, name="serve-preload", daemon=True)
+        thread.start()
+        return thread
+
+    def _open(self, name: str, ref: str) -> Chat:
+        self._errors.pop(name, None)
+        began = time.monotonic()
+        try:
+            chat = self._opener(ref)
+        except Exception as error:
+            self._errors[name] = str(error) if isinstance(error, LadderError) else type(error).__name__
+            events.emit("serve", f"cannot open {name}: {self._errors[name]}")
+            raise
+        events.emit("serve", f"{name} is ready ({time.monotonic() - began:.1f} s)")
+        return chat
+
+    def _claim(self, name: str) -> _Slot:
+        ref = self._refs.get(name, name)
+        stamp = _stamp(ref)
+        with self._guard:
+            slot = self._slots.get(name)
+            if slot is None or slot.stamp != stamp:
+                if slot is not None:
+                    self._retired.append(slot)
+                slot = self._slots[name] = _Slot(ref, stamp)
+            slot.users += 1
+        return slot
+
+    def _release(self, slot: _Slot) -> list[_Slot]:
+        """Gives a slot back; returns those to close now."""
+        with self._guard:
+            slot.users -= 1
+            slot.used = time.monotonic()
+            opened = sorted((s for s in self._slots.values() if s.chat is not None), key=lambda s: s.used)
+            surplus = [s for s in opened[: max(0, len(opened) - self._keep)] if not s.users]
+            self._slots = {n: s for n, s in self._slots.items() if s not in surplus}
+            surplus += [s for s in self._retired if not s.users]
+            self._retired = [s for s in self._retired if s.users]
+        return surplus
+
+
+def short_name(ref: str) -> str:
+    """The name a reference is served under: the folder's, file's or remote model's own, else the reference."""
+    if "#" in ref:
+        return ref.rsplit("#", 1)[1]
+    if "+" not in ref and Path(ref).exists():
+        path = Path(ref)
+        return path.stem if path.suffix == ".gguf" else path.resolve().name
+    return ref
+
+
+def _scan() -> list[str]:
+    """What is on this machine: fetched catalogue models, then the workspace's folders, adapters and GGUF files."""
+    found = [name for name in CATALOGUE if fetched(name) is not None]
+    with contextlib.suppress(OSError):
+        for path in sorted(store.models_dir().iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.suffix == ".gguf" and path.is_file():
+                found.append(path.stem)
+            elif (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+                found.append(path.name)
+    return found
+
+
+def _stamp(ref: str) -> Stamp:
+    """Changes when the folder or file behind `ref` is replaced."""
+    with contextlib.suppress(OSError, ValueError, LadderError):
+        path = locate(ref)
+        if path is not None:
+            stat = path.stat()
+            return stat.st_ino, stat.st_mtime_ns
+    return None
+
+
+def _open_chat(ref: str) -> Chat:
+    from ladderlm.talk import open_chat
+
+    return open_chat(ref)
