@@ -20,5 +20,7 @@ def cpu_of(args: list[str]) -> float:
 
 def measure(minute: bool) -> dict[str, Any]:
     rounds = 5 if minute else 15
-    figures = {name: round(statistics.median(cpu_of(args) for _ in range(rounds)), 3) for name, args in COMMANDS.items()}
+    figures = {
+        name: round(statistics.median(cpu_of(args) for _ in range(rounds)), 3) for name, args in COMMANDS.items()
+    }
     return {"cpu_seconds_median": figures, "bars": {f"{n} under 0.5 s CPU": s < 0.5 for n, s in figures.items()}}

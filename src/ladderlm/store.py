@@ -19,6 +19,9 @@ from typing import IO, Any
 from ladderlm.errors import FormatError, LadderError, NotFound, StorageError
 from ladderlm.types import Run
 
+# mkstemp makes private files; what is finished gets the usual permissions. Reading the mask means setting it.
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
 SCHEMA_VERSION = 1
 _SCHEMA = (
     """
@@ -81,6 +84,7 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
                 yield f
                 f.flush()
                 os.fsync(f.fileno())
+            os.chmod(name, 0o666 & ~_UMASK)
             os.replace(name, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -105,7 +109,7 @@ def atomic_dir(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 if file.is_file():
                     with file.open("rb") as f:
                         os.fsync(f.fileno())
-            temporary.chmod(0o755)
+            temporary.chmod(0o777 & ~_UMASK)
             if path.exists():
                 old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
                 os.rename(path, old)

@@ -34,7 +34,13 @@ def main(argv: list[str]) -> int:
     listed = []
     for run in store.list_runs():
         config_ = store.read_json(run.config)
-        listed.append((run.id, config_.get("kind", "?"), time.strftime("%Y-%m-%d %H:%M", time.localtime(config_.get("created", 0)))))
+        listed.append(
+            (
+                run.id,
+                config_.get("kind", "?"),
+                time.strftime("%Y-%m-%d %H:%M", time.localtime(config_.get("created", 0))),
+            )
+        )
     if config.json:
         show.emit_json([dict(zip(("run", "kind", "created"), row, strict=True)) for row in listed])
     else:

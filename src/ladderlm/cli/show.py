@@ -76,10 +76,16 @@ class _Bars:
 
 
 def describe(event: events.Event) -> str:
-    """"3/10 steps, loss 2.31, 1,204 tokens/s"."""
+    """ "3/10 steps, loss 2.31, 1,204 tokens/s"."""
     parts = [f"{event.done:,.0f}/{event.total:,.0f} {event.unit}".rstrip()] if event.total else []
     for name, value in event.data.items():
-        shown = f"{value:,.4g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}" if isinstance(value, (int, float)) else value
+        shown = (
+            f"{value:,.4g}"
+            if isinstance(value, float) and abs(value) < 1000
+            else f"{value:,.0f}"
+            if isinstance(value, (int, float))
+            else value
+        )
         parts.append(f"{name.replace('_', ' ')} {shown}")
     return ", ".join(parts)
 
