@@ -2,20 +2,66 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
-if TYPE_CHECKING:
-    from ladderlm.talk.echo import EchoChat
-    from ladderlm.talk.local import LocalChat
-    from ladderlm.talk.remote import RemoteChat
+from ladderlm.types import Cancel, Candidate, Conversation, Delta, Sampling
 
-__all__ = ["open_chat"]
+__all__ = ["Talker", "open_chat"]
 
 
-def open_chat(ref: str, *, key_env: str = "OPENAI_API_KEY") -> LocalChat | RemoteChat | EchoChat:
+@runtime_checkable
+class Talker(Protocol):
+    """A Chat that also reads raw text and tells probabilities."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def defaults(self) -> Sampling:
+        """How its makers mean it to be sampled."""
+        ...
+
+    def stream(
+        self,
+        conversation: Conversation,
+        sampling: Sampling,
+        *,
+        cancel: Cancel | None = None,
+        deadline: float | None = None,
+    ) -> Iterator[Delta]: ...
+
+    def complete(
+        self,
+        prompt: str | Sequence[int],
+        sampling: Sampling,
+        *,
+        cancel: Cancel | None = None,
+        deadline: float | None = None,
+    ) -> Iterator[Delta]:
+        """Goes on with raw text (or ids), no template around it."""
+        ...
+
+    def next(self, prompt: str | Conversation, k: int = 10) -> list[Candidate]:
+        """The k likeliest next tokens, likeliest first."""
+        ...
+
+    def word_sums(self, prompt: str, words: Sequence[str]) -> dict[str, float]:
+        """The probability that the text goes on with each word, however many tokens it has."""
+        ...
+
+    def rank(self, prompt: str | Conversation, choices: Sequence[str]) -> list[float]:
+        """The log-likelihood of each choice as the continuation, in the order given."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_chat(ref: str, *, key_env: str = "OPENAI_API_KEY", max_cost: float | None = None) -> Talker:
     """The Chat that `ref` names: "echo", "http(s)://host[:port][/v1]#model", or any local model reference.
 
-    `key_env` names the environment variable with a remote's key. A remote needs the core dependencies alone.
+    `key_env` names the environment variable with a remote's key, `max_cost` is the most a remote may cost in all.
+    A remote needs the core dependencies alone.
     """
     if ref == "echo":
         from ladderlm.talk.echo import EchoChat
@@ -25,7 +71,7 @@ def open_chat(ref: str, *, key_env: str = "OPENAI_API_KEY") -> LocalChat | Remot
         from ladderlm.talk.remote import RemoteChat
 
         url, _, model = ref.partition("#")
-        return RemoteChat(url, model, key_env=key_env)
+        return RemoteChat(url, model, key_env=key_env, max_cost=max_cost)
     from ladderlm import engine
     from ladderlm.models import open_model
     from ladderlm.talk.local import LocalChat

@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -17,10 +17,12 @@ from ladderlm.text.render import render
 from ladderlm.types import Cancel, Candidate, Conversation, Delta, Sampling, Usage
 
 if TYPE_CHECKING:
-    from ladderlm.engine import Engine
+    from ladderlm.engine.engine import Engine
     from ladderlm.models.folder import ModelFiles
 
 DEFAULTS = Sampling(temperature=0.7, top_p=0.95)
+_KNOWN = ("temperature", "top_p", "top_k", "min_p", "typical", "repetition_penalty")
+_THEIRS = {"typical_p": "typical"}  # generation_config.json's names, where they differ
 
 
 class LocalChat:
@@ -37,18 +39,30 @@ class LocalChat:
     @property
     def defaults(self) -> Sampling:
         """The model's own generation settings over ours."""
-        known = {k: v for k, v in self.files.generation.items() if k in ("temperature", "top_p", "top_k", "min_p") and v is not None}
-        return dataclasses.replace(DEFAULTS, **known)
+        told = {_THEIRS.get(k, k): v for k, v in self.files.generation.items() if v is not None}
+        if told.get("do_sample") is False:
+            return dataclasses.replace(DEFAULTS, temperature=0.0, top_p=1.0)
+        return dataclasses.replace(DEFAULTS, **{k: v for k, v in told.items() if k in _KNOWN})
 
     def stream(
-        self, conversation: Conversation, sampling: Sampling, *, cancel: Cancel | None = None, deadline: float | None = None
+        self,
+        conversation: Conversation,
+        sampling: Sampling,
+        *,
+        cancel: Cancel | None = None,
+        deadline: float | None = None,
     ) -> Iterator[Delta]:
         """The answer to a conversation; a last assistant message is continued."""
         ids = render(conversation, self.tokenizer, self.files.template).ids
         return self._speak(ids, sampling, cancel, deadline)
 
     def complete(
-        self, prompt: str | Sequence[int], sampling: Sampling, *, cancel: Cancel | None = None, deadline: float | None = None
+        self,
+        prompt: str | Sequence[int],
+        sampling: Sampling,
+        *,
+        cancel: Cancel | None = None,
+        deadline: float | None = None,
     ) -> Iterator[Delta]:
         """Raw continuation of text (after the document-start token) or of ids as they are."""
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt)
@@ -58,13 +72,15 @@ class LocalChat:
         start = self.tokenizer.document_start_id
         return ([] if start is None else [start]) + self.tokenizer.encode(prompt)
 
-    def _speak(self, ids: list[int], sampling: Sampling, cancel: Cancel | None, deadline: float | None) -> Iterator[Delta]:
+    def _speak(
+        self, ids: list[int], sampling: Sampling, cancel: Cancel | None, deadline: float | None
+    ) -> Iterator[Delta]:
         inner = dataclasses.replace(
             sampling, stop=(), stop_ids=tuple(dict.fromkeys((*sampling.stop_ids, *self.tokenizer.stop_ids)))
         )
         choices = [Detokeniser(self.tokenizer, sampling.stop) for _ in range(sampling.n)]
         tokens, running, usage = 0, set(range(sampling.n)), None
-        stream = self.engine.generate(ids, inner, cancel=cancel, deadline=deadline)
+        stream = cast("Generator[Delta]", self.engine.generate(ids, inner, cancel=cancel, deadline=deadline))
         with contextlib.closing(stream):
             for delta in stream:
                 usage = delta.usage or usage
@@ -83,9 +99,9 @@ class LocalChat:
                     break  # a stop string ended the last choice: the engine need not go on
         yield Delta(usage=usage or Usage(len(ids), tokens))
 
-    def next(self, prompt: str, k: int = 10) -> list[Candidate]:
-        """The `k` likeliest next tokens of raw text."""
-        logprobs_V = self._logprobs(self.prompt_ids(prompt))
+    def next(self, prompt: str | Conversation, k: int = 10) -> list[Candidate]:
+        """The `k` likeliest next tokens of raw text, or of the answer to a conversation."""
+        logprobs_V = self._logprobs(self._ids(prompt))
         best = np.argsort(-logprobs_V, kind="stable")[:k]
         return [Candidate(int(i), float(logprobs_V[i]), self._text(int(i))) for i in best]
 
@@ -94,10 +110,11 @@ class LocalChat:
 
         The product over the word's tokens, times the probability that what follows does not continue the word.
         """
-        prefix, out = self.prompt_ids(prompt), {}
+        (prefix, lead), out = self._before(prompt), {}
         inside = self._inside_word
         for word in words:
-            ids = self.tokenizer.encode(" " + word)
+            if not (ids := self.tokenizer.encode(lead + word)):
+                raise UsageError("a word is empty")
             spelled = math.fsum(self.engine.score(prefix, [ids])[0])
             after_V = np.exp(self._logprobs(prefix + ids))
             out[word] = math.exp(spelled) * float(1 - after_V[inside].sum())
@@ -107,10 +124,7 @@ class LocalChat:
         """Log-likelihood of each choice as the answer (a conversation) or as the continuation (text)."""
         if not choices:
             raise UsageError("no choices to rank")
-        if isinstance(prompt, Conversation):
-            ids, lead = render(prompt, self.tokenizer, self.files.template).ids, ""
-        else:
-            ids, lead = self.prompt_ids(prompt), "" if prompt[-1:].isspace() or not prompt else " "
+        ids, lead = (self._ids(prompt), "") if isinstance(prompt, Conversation) else self._before(prompt)
         continuations = [self.tokenizer.encode(lead + c) for c in choices]
         if not all(continuations):
             raise UsageError("a choice is empty")
@@ -118,6 +132,20 @@ class LocalChat:
 
     def close(self) -> None:
         self.engine.close()
+
+    def _ids(self, prompt: str | Conversation) -> list[int]:
+        if isinstance(prompt, str):
+            return self.prompt_ids(prompt)
+        return render(prompt, self.tokenizer, self.files.template).ids
+
+    def _before(self, prompt: str) -> tuple[list[int], str]:
+        """The prompt's ids, and the space that a word after it begins with.
+
+        A space at the prompt's end moves to the word: vocabularies hold " word", rarely " " and "word".
+        """
+        if prompt.endswith(" ") and prompt.strip():
+            return self.prompt_ids(prompt[:-1]), " "
+        return self.prompt_ids(prompt), "" if not prompt or prompt[-1].isspace() else " "
 
     @functools.cached_property
     def _inside_word(self) -> np.ndarray:

@@ -1,55 +1,49 @@
-"""Any OpenAI-compatible server as a Chat: hosted APIs, vLLM, llama-server, Ollama, or another LadderLM.
-
-The key is read from the environment when a request is made, goes to the host it was given for and no other
-(redirects are not followed), and is never logged. Connections are not reused: some servers close idle ones.
-"""
+"""Any OpenAI-compatible server as a Chat: hosted APIs, vLLM, llama-server, Ollama, or another LadderLM."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import dataclasses
 import math
-import os
-import random
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+from ladderlm.errors import Cancelled, NetworkError, NotFound, UsageError
+from ladderlm.talk.prices import Budget, price
+from ladderlm.talk.transport import Transport
+from ladderlm.talk.wire import Reader, chat_body, completion_body
+from ladderlm.types import Cancel, Candidate, Conversation, Delta, Sampling, Token
 
-from ladderlm import events
-from ladderlm.errors import (
-    AuthError, Cancelled, DeadlineExceeded, FormatError, LadderError, NetworkError, NotFound, Overloaded, UsageError,
-)  # fmt: skip
-from ladderlm.talk.prices import price
-from ladderlm.text.render import wire_messages, wire_tool
-from ladderlm.types import Cancel, Candidate, Conversation, Delta, Sampling, Token, Usage
-
-RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
-TRIES = 4
-LONGEST_WAIT = 60.0
-TIMEOUT = httpx.Timeout(600.0, connect=10.0)
+DEFAULT_KEY = "OPENAI_API_KEY"
+_TOP = 20  # the most alternatives that servers tell of one token
+_UNLIMITED = 2048  # tokens of raw text where no limit was named: that route's own default is 16
+_TURN = 16  # tokens around one message, at most
 
 
 class RemoteChat:
-    """`model` on the server at `url` (".../v1" or the host alone). Without `model`, the server's first is taken."""
+    """`model` on the server at `url` (".../v1" or the host alone). Without `model`, the server's only or first one.
 
-    def __init__(self, url: str, model: str = "", *, key_env: str = "OPENAI_API_KEY") -> None:
+    The key is read from the environment variable `key_env` when a request is made, goes to this host and no other
+    (redirects are not followed), and is never logged. `max_cost` stops before more than that would be spent.
+    """
+
+    def __init__(self, url: str, model: str = "", *, key_env: str = DEFAULT_KEY, max_cost: float | None = None) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError("not an http(s) URL", where=url, cure="such as http://127.0.0.1:8000#model")
         if parts.username or parts.password:
-            raise UsageError("a key does not belong in a URL", cure=f"put it in the environment as {key_env}")
+            raise UsageError("a key does not belong in a URL", cure=f"put it into the environment as {key_env}")
         base = url.rstrip("/")
-        self._base = base if parts.path.strip("/") else f"{base}/v1"
-        self._key_env = key_env
-        self._client = httpx.Client(timeout=TIMEOUT, limits=httpx.Limits(max_keepalive_connections=0))
+        self._http = Transport(base if parts.path.strip("/") else f"{base}/v1", key_env)
+        # OpenAI's newer models refuse the old name, many other servers do not know the new one.
+        self._limit = "max_completion_tokens" if parts.hostname.endswith("openai.com") else "max_tokens"
         self.name = model or self._first_model()
         self.defaults = Sampling()
+        self._budget = None if max_cost is None else Budget(max_cost, self.name)
 
     def close(self) -> None:
-        self._client.close()
+        self._http.close()
 
     # --- The Chat protocol ----------------------------------------------------------------------------------------
 
@@ -61,220 +55,170 @@ class RemoteChat:
         cancel: Cancel | None = None,
         deadline: float | None = None,
     ) -> Iterator[Delta]:
-        """The answer, as the server sends it."""
-        body: dict[str, Any] = {"messages": wire_messages(conversation)}
-        if conversation.tools:
-            body["tools"] = [wire_tool(t.name, t.description, t.parameters) for t in conversation.tools]
-        body |= _sampling(sampling)
-        if sampling.logprobs is not None:
-            body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
-        yield from self._deltas("/chat/completions", body, _chat_delta, cancel, deadline)
+        """The answer, as the server sends it. The usage (with its cost, where the price is known) comes last."""
+        size = sum(_TURN + len(m.text.encode()) for m in conversation.messages)
+        size += sum(len(str(t.to_dict()).encode()) for t in conversation.tools)
+
+        def body(paid: Sampling) -> dict[str, Any]:
+            return chat_body(self.name, conversation, paid, self._limit)
+
+        return self._deltas("/chat/completions", body, size, sampling, cancel, deadline)
 
     def complete(
-        self, prompt: str, sampling: Sampling, *, cancel: Cancel | None = None, deadline: float | None = None
-    ) -> Iterator[Delta]:
-        """Raw continuation of text through the older completions route."""
-        body = {"prompt": prompt, **_sampling(sampling)}
-        if sampling.logprobs is not None:
-            body["logprobs"] = sampling.logprobs
-        yield from self._deltas("/completions", body, _text_delta, cancel, deadline)
-
-    def next(self, prompt: str, k: int = 10) -> list[Candidate]:
-        """The likeliest next tokens of raw text, as many as the server tells (OpenAI's own: at most 5)."""
-        body = {"model": self.name, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": k}
-        choice = self._post("/completions", body)["choices"][0]
-        tables = (choice.get("logprobs") or {}).get("top_logprobs") or []
-        if not tables:
-            raise NotFound("the server tells no log-probabilities", where=self._base, cure="use a local model")
-        rows = sorted(tables[0].items(), key=lambda item: -item[1])
-        return [Candidate(None, float(logprob), text) for text, logprob in rows[:k]]
-
-    def rank(self, prompt: str | Conversation, choices: Sequence[str]) -> list[float]:
-        """Log-likelihood of each choice after raw text; the server must support echo with logprobs.
-
-        Raises UsageError for a conversation: chat routes do not score given answers.
-        """
-        if isinstance(prompt, Conversation):
-            raise UsageError("a remote cannot score given answers in a chat", cure="use --raw, or a local model")
-        return [self._likelihood(prompt, choice if prompt[-1:].isspace() else " " + choice) for choice in choices]
-
-    def _likelihood(self, prompt: str, choice: str) -> float:
-        body = {"model": self.name, "prompt": prompt + choice, "max_tokens": 0, "temperature": 0, "logprobs": 0, "echo": True}
-        found = self._post("/completions", body)["choices"][0].get("logprobs") or {}
-        logprobs, offsets = found.get("token_logprobs") or [], found.get("text_offset") or []
-        scored = [lp for lp, at in zip(logprobs, offsets, strict=False) if at >= len(prompt) and lp is not None]
-        if not scored:
-            raise NotFound("the server scores no given text", where=self._base, cure="it lacks echo with logprobs")
-        return math.fsum(scored)
-
-    # --- HTTP -----------------------------------------------------------------------------------------------------
-
-    def _first_model(self) -> str:
-        try:
-            return str(self._request("GET", "/models").json()["data"][0]["id"])
-        except (LookupError, TypeError, ValueError):
-            raise NotFound("the server lists no model", where=self._base, cure="name one: URL#model") from None
-
-    def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            found = self._request("POST", path, body).json()
-            found["choices"][0]  # noqa: B018 - every caller reads it
-        except (LookupError, TypeError, ValueError):
-            raise FormatError("the server's answer is not what the API says", where=self._base + path) from None
-        return dict(found)
-
-    def _deltas(
-        self, path: str, body: dict[str, Any], parse: Any, cancel: Cancel | None, deadline: float | None
-    ) -> Iterator[Delta]:
-        body = {"model": self.name, **body, "stream": True, "stream_options": {"include_usage": True}}
-        with contextlib.closing(self._request("POST", path, body, deadline=deadline, cancel=cancel)) as response:
-            for event in _events(response):
-                if cancel is not None and cancel.is_set():
-                    yield Delta(finish_reason="cancelled")
-                    return
-                if deadline is not None and time.monotonic() > deadline:
-                    raise DeadlineExceeded("the deadline passed", where=self._base)
-                if isinstance(event.get("error"), Mapping):
-                    raise NetworkError(str(event["error"].get("message", "error")), where=self._base)
-                for choice in event.get("choices") or ():
-                    yield parse(choice)
-                if usage := event.get("usage"):
-                    yield Delta(usage=self._usage(usage))
-
-    def _usage(self, usage: Mapping[str, Any]) -> Usage:
-        read, written = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-        cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
-        return Usage(read, written, cached, price(self.name, read, written))
-
-    def _request(
         self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
+        prompt: str | Sequence[int],
+        sampling: Sampling,
         *,
         cancel: Cancel | None = None,
         deadline: float | None = None,
-    ) -> httpx.Response:
-        """The response, its body unread if it streams; tried again with growing pauses while that can help."""
-        key = os.environ.get(self._key_env)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        stream = bool(body and body.get("stream"))
-        for attempt in range(TRIES):
-            error: LadderError
-            wait = min(LONGEST_WAIT, 0.5 * 2**attempt * random.uniform(0.75, 1.25))
-            try:
-                request = self._client.build_request(method, self._base + path, json=body, headers=headers)
-                response = self._client.send(request, stream=stream)
-            except httpx.TransportError as problem:
-                error = NetworkError(
-                    f"cannot reach the server: {problem or type(problem).__name__}", where=self._base,
-                    cure="is it running, and is the address right?",
-                )  # fmt: skip
-                if isinstance(problem, httpx.ConnectError):
-                    raise error from None
-            else:
-                if response.is_success:
-                    return response
-                response.read()
-                response.close()
-                error = self._refusal(response)
-                if response.status_code not in RETRIED:
-                    raise error
-                wait = _retry_after(response, wait)
-            last = attempt == TRIES - 1 or (deadline is not None and time.monotonic() + wait > deadline)
-            if last:
-                raise error
-            events.emit("remote", f"{error.what}; trying again in {wait:.1f} s")
-            if cancel is not None and cancel.wait(wait):
-                raise Cancelled("cancelled while waiting to try again", where=self._base)
-            if cancel is None:
-                time.sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
+    ) -> Iterator[Delta]:
+        """Raw continuation of text (or of the server's own token ids) through the older completions route."""
+        if sampling.max_tokens is None:
+            sampling = dataclasses.replace(sampling, max_tokens=_UNLIMITED)
+        size = len(prompt.encode() if isinstance(prompt, str) else prompt) + _TURN
 
-    def _refusal(self, response: httpx.Response) -> LadderError:
-        status = response.status_code
+        def body(paid: Sampling) -> dict[str, Any]:
+            return completion_body(self.name, prompt, paid)
+
+        stream = self._deltas("/completions", body, size, sampling, cancel, deadline)
+        return stream if sampling.prompt_logprobs is None else _echoed(stream, prompt)
+
+    # --- Probabilities --------------------------------------------------------------------------------------------
+
+    def next(self, prompt: str | Conversation, k: int = 10) -> list[Candidate]:
+        """The likeliest next tokens, as many as the server tells (usually at most 20, OpenAI's raw route 5)."""
+        drawn = Sampling(max_tokens=1, logprobs=min(k, _TOP) if isinstance(prompt, Conversation) else k)
+        deltas = self.stream(prompt, drawn) if isinstance(prompt, Conversation) else self.complete(prompt, drawn)
+        token = next((t for d in deltas for t in d.tokens), None)
+        if token is None or not token.top:
+            raise NotFound("the server tells no log-probabilities", where=self._http.host, cure="use a local model")
+        return list(token.top[:k])
+
+    def rank(self, prompt: str | Conversation, choices: Sequence[str]) -> list[float]:
+        """Log-likelihood of each choice.
+
+        After raw text: of all its tokens (the server must support echo with logprobs). In a chat, where no server
+        scores given answers: of the first token alone, which must tell the choices apart; one that is not among the
+        likeliest 20 gets the most it can have.
+        """
+        if not choices or not all(choices):
+            raise UsageError("a choice is empty" if choices else "no choices to rank")
+        if isinstance(prompt, Conversation):
+            return _by_first_token(self.next(prompt, _TOP), choices)
+        return [self._score(prompt, choice)[0] for choice in choices]
+
+    def word_sums(self, prompt: str, words: Sequence[str]) -> dict[str, float]:
+        """Probability that the text goes on with each whole word: the product over the word's tokens, times the
+        probability that what follows does not continue the word (as far as the server tells that)."""
+        out = {}
+        for word in words:
+            spelled, after = self._score(prompt, word, peek=True)
+            inside = math.fsum(math.exp(c.logprob) for c in after if c.text[:1].isalnum() or c.text[:1] == "'")
+            out[word] = math.exp(spelled) * max(0.0, 1 - inside)
+        return out
+
+    def _score(self, prompt: str, continuation: str, peek: bool = False) -> tuple[float, tuple[Candidate, ...]]:
+        """Log-likelihood of `continuation`, and if `peek` what may follow it."""
+        lead = "" if not prompt or prompt[-1:].isspace() else " "
+        drawn = Sampling(temperature=0, max_tokens=int(peek), logprobs=_TOP if peek else 0, prompt_logprobs=0)
+        read: list[Token] = []
+        after: tuple[Candidate, ...] = ()
+        for delta in self.complete(prompt + lead + continuation, drawn):
+            read += delta.prompt
+            after = delta.tokens[0].top if delta.tokens else after
+        at, scored = 0, []
+        for token in read:
+            at += len(token.text)
+            if at > len(prompt) and token.logprob is not None:
+                scored.append(token.logprob)
+        if not scored:
+            raise NotFound(
+                "the server scores no given text (it lacks echo with logprobs)", where=self._http.host,
+                cure="use a local model",
+            )  # fmt: skip
+        return math.fsum(scored), after
+
+    # --- The rest -------------------------------------------------------------------------------------------------
+
+    def _deltas(
+        self,
+        path: str,
+        body: Callable[[Sampling], dict[str, Any]],
+        size: int,
+        sampling: Sampling,
+        cancel: Cancel | None,
+        deadline: float | None,
+    ) -> Iterator[Delta]:
+        """One request; `size` bounds its prompt's tokens. A request that broke off counts as costing all it could."""
+        count = sampling.best_of or sampling.n
+        claimed, allowed = self._budget.claim(size, sampling.max_tokens, count) if self._budget else (0.0, None)
+        cost = 0.0
         try:
-            found = response.json()["error"]
-            said = str(found.get("message") if isinstance(found, Mapping) else found)
-        except (LookupError, TypeError, ValueError, AttributeError):
-            said = response.reason_phrase or f"status {status}"
-        where = f"{self._base}, status {status}"
-        if status in (401, 403):
-            return AuthError(said, where=where, cure=f"put the server's key into the environment as {self._key_env}")
-        if status == 404:
-            return NotFound(said, where=where, cure="check the model's name and the address")
-        if status == 429:
-            return Overloaded(said, where=where, cure="wait, or lower the concurrency")
-        if 400 <= status < 500:
-            return UsageError(said, where=where)
-        if status < 400:
-            return NetworkError("the server redirects", where=where, cure="give the address it redirects to")
-        return NetworkError(said, where=where)
+            if self._budget:
+                sampling = dataclasses.replace(sampling, max_tokens=allowed)
+            reader = Reader()
+            with contextlib.closing(self._http.post(path, body(sampling), cancel=cancel, deadline=deadline)) as chunks:
+                try:
+                    for chunk in chunks:
+                        cost = claimed if not reader.finished else cost
+                        for delta in reader.read(chunk):
+                            if delta.usage is not None:
+                                paid = price(self.name, delta.usage.prompt_tokens, delta.usage.completion_tokens)
+                                cost = paid or 0.0
+                                delta = dataclasses.replace(delta, usage=dataclasses.replace(delta.usage, cost=paid))
+                            yield delta
+                except Cancelled:
+                    for index in sorted({*range(sampling.n)} - reader.finished):
+                        yield Delta(index, finish_reason="cancelled")
+                    return
+            if not reader.finished:
+                raise NetworkError("the answer broke off", where=self._http.host, cure="try again")
+        finally:
+            if self._budget:
+                self._budget.settle(claimed, cost)
+
+    def _first_model(self) -> str:
+        try:
+            return str(self._http.get("/models")["data"][0]["id"])
+        except (LookupError, TypeError):
+            raise NotFound("the server lists no model", where=self._http.host, cure="name one: URL#model") from None
 
 
-def _retry_after(response: httpx.Response, default: float) -> float:
-    try:
-        return min(LONGEST_WAIT, max(0.0, float(response.headers["retry-after"])))
-    except (KeyError, ValueError):
-        return default
+def _echoed(stream: Iterator[Delta], prompt: str | Sequence[int]) -> Iterator[Delta]:
+    """Splits an echoed prompt, in the first choice, from what was written after it."""
+    length = len(prompt) if isinstance(prompt, str) else None
+    told = False
+    for delta in stream:
+        if not delta.text and not delta.tokens:
+            yield delta
+            continue
+        at = count = 0
+        for count, token in enumerate(delta.tokens):
+            if at >= length if length is not None else count >= len(prompt):
+                break
+            at += len(token.text)
+        else:
+            count = len(delta.tokens)
+        if not told:
+            yield Delta(delta.index, prompt=delta.tokens[:count])
+            told = True
+        text = delta.text[length if length is not None else at :]
+        yield dataclasses.replace(delta, text=text, tokens=delta.tokens[count:])
 
 
-def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    """The JSON of each server-sent event, to "[DONE]"."""
-    try:
-        for line in response.iter_lines():
-            if not line.startswith("data:"):
-                continue
-            data = line[5:].strip()
-            if data == "[DONE]":
-                return
-            event = json.loads(data)
-            if isinstance(event, dict):
-                yield event
-    except httpx.TransportError as problem:
-        raise NetworkError("the connection broke in mid-answer", where=str(problem) or type(problem).__name__) from None
-    except ValueError:
-        raise FormatError("the server's stream is not JSON", where=str(response.url)) from None
-
-
-def _sampling(s: Sampling) -> dict[str, Any]:
-    """The settings that differ from their defaults; ours beyond OpenAI's have the names vLLM gave them."""
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-             "max_tokens", "min_tokens", "seed", "n", "best_of", "response_format")  # fmt: skip
-    default = Sampling()
-    body = {name: getattr(s, name) for name in names if getattr(s, name) != getattr(default, name)}
-    if s.stop:
-        body["stop"] = list(s.stop)
-    if s.logit_bias:
-        body["logit_bias"] = {str(i): bias for i, bias in s.logit_bias}
-    return body
-
-
-def _chat_delta(choice: Mapping[str, Any]) -> Delta:
-    delta = choice.get("delta") or {}
-    index, reason = int(choice.get("index") or 0), choice.get("finish_reason")
-    if thought := delta.get("reasoning_content") or delta.get("reasoning"):
-        return Delta(index, "reasoning", str(thought), finish_reason=reason)
-    if delta.get("tool_calls"):
-        return Delta(index, "tool_call", json.dumps(delta["tool_calls"]), finish_reason=reason)
-    rows = (choice.get("logprobs") or {}).get("content") or ()
-    tokens = tuple(
-        Token(
-            None, row["logprob"], tuple(Candidate(None, t["logprob"], t["token"]) for t in row.get("top_logprobs") or ()),
-            row["token"], tuple(row.get("bytes") or ()),
-        )
-        for row in rows
-    )  # fmt: skip
-    return Delta(index, text=delta.get("content") or "", tokens=tokens, finish_reason=reason)
-
-
-def _text_delta(choice: Mapping[str, Any]) -> Delta:
-    found = choice.get("logprobs") or {}
-    tables = found.get("top_logprobs") or [{}] * len(found.get("tokens") or ())
-    rows = zip(found.get("tokens") or (), found.get("token_logprobs") or (), tables, strict=False)
-    tokens = tuple(
-        Token(None, logprob, tuple(Candidate(None, lp, t) for t, lp in (table or {}).items()), text, tuple(text.encode()))
-        for text, logprob, table in rows
-    )
-    return Delta(int(choice.get("index") or 0), text=choice.get("text") or "", tokens=tokens,
-                 finish_reason=choice.get("finish_reason"))  # fmt: skip
+def _by_first_token(table: Sequence[Candidate], choices: Sequence[str]) -> list[float]:
+    """The log-probability that an answer begins as each choice does."""
+    rest = 1 - math.fsum(math.exp(c.logprob) for c in table)
+    most = min(math.log(max(rest, 1e-12)), table[-1].logprob)
+    mass = [0.0] * len(choices)
+    for candidate in table:
+        begun = candidate.text.strip()
+        claims = [i for i, choice in enumerate(choices) if begun and choice.strip().startswith(begun)]
+        if len(claims) > 1:
+            raise UsageError(
+                f"the choices begin alike ({begun!r}), and a remote chat tells first tokens only",
+                cure="use choices that differ in their first letters, --raw, or a local model",
+            )
+        for i in claims:
+            mass[i] += math.exp(candidate.logprob)
+    return [math.log(m) if m else most for m in mass]
