@@ -103,6 +103,10 @@ def test_prompt_logprobs_are_those_of_the_logits(engine: Engine) -> None:
     assert [t.id for t in found] == PROMPT
 
 
+def test_next_logits_are_the_last_row(engine: Engine) -> None:
+    assert np.array_equal(engine.next_logits(PROMPT), engine.logits(PROMPT)[-1])
+
+
 def test_score_agrees_with_logits(engine: Engine) -> None:
     continuations = [[5], [6, 7, 8], [], [5, 9]]
     scores = engine.score(PROMPT, continuations)

@@ -84,6 +84,13 @@ class Engine:
         self._complete([Request(ids, 0, keep)])
         return out
 
+    def next_logits(self, ids: Sequence[int]) -> FloatArray:
+        """logits_V of the token after `ids`: the last row of `logits(ids)`, at the cost of a prompt."""
+        self._check(ids)
+        rows: list[FloatArray] = []
+        self._complete([Request(ids, len(ids) - 1, lambda position, row: rows.append(row.copy()))])
+        return rows[0]
+
     def score(self, prefix: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[list[float]]:
         """The log-probability of every token of every continuation. The prefix is computed once."""
         self._check(prefix)
@@ -213,22 +220,19 @@ class Engine:
     def _loop(self) -> None:
         while True:
             with self._lock:
-                while not self._closed and not self._waiting and not any(not r.paused for r in self._active):
-                    # A paused request cannot tell us that its `cancel` was set: look now and then.
-                    self._wake.wait(0.1 if self._active else None)
-                    if self._active:
-                        break
                 if self._closed:
                     return self._give_up(Cancelled("the engine was closed"))
                 self._reap()
                 self._admit()
                 batch = self._choose()
-            if batch:
-                try:
-                    self._step(batch)
-                except Exception as error:
-                    with self._lock:
-                        self._give_up(error)
+                if not batch:  # a request that waits for its reader cannot tell us of its `cancel`: look now and then
+                    self._wake.wait(0.1 if self._active or self._waiting else None)
+                    continue
+            try:
+                self._step(batch)
+            except Exception as error:
+                with self._lock:
+                    self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
         for request in (*self._active, *self._waiting):

@@ -221,4 +221,5 @@ def _cached(name: str, size: int, fill: Any) -> Bytes:
                 target = np.memmap(file, np.uint8, "r+", shape=(size,))
                 fill(target)
                 target.flush()
+                del target  # some systems do not rename a mapped file
     return np.memmap(path, np.uint8, "r", shape=(size,))

@@ -53,8 +53,7 @@ class LocalChat:
         deadline: float | None = None,
     ) -> Iterator[Delta]:
         """The answer to a conversation; a last assistant message is continued."""
-        ids = render(conversation, self.tokenizer, self.files.template).ids
-        return self._speak(ids, sampling, cancel, deadline)
+        return self._speak(self._ids(conversation), sampling, cancel, deadline)
 
     def complete(
         self,
@@ -136,6 +135,9 @@ class LocalChat:
     def _ids(self, prompt: str | Conversation) -> list[int]:
         if isinstance(prompt, str):
             return self.prompt_ids(prompt)
+        if self.files.template is None:
+            cure = "give it raw text (ask --raw), or fine-tune it for chat"
+            raise UsageError("this model has no chat template", where=self.name, cure=cure)
         return render(prompt, self.tokenizer, self.files.template).ids
 
     def _before(self, prompt: str) -> tuple[list[int], str]:
@@ -155,7 +157,7 @@ class LocalChat:
         return np.array(wordlike + [False] * (self.engine.vocab_size - len(wordlike)))
 
     def _logprobs(self, ids: Sequence[int]) -> np.ndarray:
-        row_V = self.engine.logits(ids)[-1].astype(np.float64)
+        row_V = self.engine.next_logits(ids).astype(np.float64)
         row_V -= row_V.max()
         return row_V - math.log(np.exp(row_V).sum())
 
