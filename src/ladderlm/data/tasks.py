@@ -73,9 +73,10 @@ def _split(splits: Splits, name: str) -> Sequence[Record]:
 class DocsMatch(ClassTask):
     """Does the sentence describe the function? A stale or misplaced docstring is found by the same question.
 
-    Half the pairs are true. In the other half the sentence belongs to another function of the same module (or, for
-    a module's last odd one, of the same package), so that the topic gives nothing away; each function and each
-    sentence appears once in all, so that their words taken singly say nothing about the label.
+    Half the pairs are true; in the other half the sentence belongs to another function of the library. Each function
+    and each sentence appears once in all, so that words taken singly say nothing about the label: what counts is
+    whether name and sentence go together. (A rule made for this task does well too: say yes when the signature and the
+    sentence share the first four letters of a word, right on 88 % of the held-out pairs. The model is not told it.)
     """
 
     def __init__(self, held_out: float = 0.15, seed: int = 0, root: Path | None = None) -> None:
@@ -109,23 +110,13 @@ def _sides(items: Iterable[Documented], held_out: float, seed: int, root: Path |
 
 
 def _pairs(items: Sequence[Documented], seed: int) -> list[Record]:
-    """As many true pairs as false ones. The false ones pass their sentences round within a module or package."""
-    rng, by_module, rest = random.Random(seed), defaultdict(list), defaultdict(list)
-    for item in items:
-        by_module[item.module].append(item)
-    groups = []
-    for group in by_module.values():
-        rng.shuffle(group)
-        odd = len(group) % 4  # half of a group is made false, and a false half needs two to exchange
-        groups.append(group[odd:])
-        rest[group[0].package].extend(group[:odd])
-    groups += [group[len(group) % 4 :] for group in rest.values()]
-    records = []
-    for group in groups:
-        half = len(group) // 2
-        true, false = group[:half], group[half:]
-        records += [_pair(item, item.sentence, "yes") for item in true]
-        records += [_pair(a, b.sentence, "no") for a, b in zip(false, false[1:] + false[:1], strict=True)]
+    """As many true pairs as false ones. The functions of the false half pass their sentences round."""
+    rng, items = random.Random(seed), list(items)
+    rng.shuffle(items)
+    half = len(items) // 2
+    true, false = items[:half], items[half : 2 * half]
+    records = [_pair(item, item.sentence, "yes") for item in true]
+    records += [_pair(a, b.sentence, "no") for a, b in zip(false, false[1:] + false[:1], strict=True)]
     rng.shuffle(records)
     return records
 

@@ -34,7 +34,7 @@ LOWER_IS_BETTER = ("bits_per_byte", "perplexity")
 @dataclass(frozen=True, slots=True)
 class EvalConfig:
     model: str = option(help="a model: name, folder, file.gguf, base+adapter; for answers also url#model")
-    data: str = option(help="a .jsonl or text file, or " + ", ".join(BUILTIN))
+    data: str = option("", "a .jsonl or text file, or one of " + ", ".join(BUILTIN))
     against: str = option("", "a second model on the same records: did MODEL help over it?")
     limit: int = option(0, "use only the first N records (0: all)")
     shots: int = option(0, "class records: show N solved examples first")
@@ -86,8 +86,9 @@ def run(config: EvalConfig) -> EvalResult:
 
 def _records(config: EvalConfig) -> tuple[Sequence[Record], ClassTask | None]:
     """The records, all of one kind, and the task where they are class records."""
-    builtin = config.data in BUILTIN
-    if builtin:
+    if not config.data:
+        raise UsageError("no data to evaluate on", cure="--data FILE, or one of " + ", ".join(BUILTIN))
+    if config.data in BUILTIN:
         splits = dict(BUILTIN[config.data]())
     else:
         splits = {"test": tuple(read_records(config.data, skip_bad=config.skip_bad))}
