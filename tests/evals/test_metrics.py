@@ -11,6 +11,7 @@ from ladderlm.evals.intervals import bootstrap, bootstrap_ratio
 from ladderlm.evals.metrics import accuracy, bleu, classification, rouge
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1, max_size=40))
 def test_classification_agrees_with_scikit_learn(pairs):
     sklearn = pytest.importorskip("sklearn.metrics")
