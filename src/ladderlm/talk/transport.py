@@ -91,7 +91,9 @@ class Transport:
             if "text/event-stream" in response.headers.get("content-type", ""):
                 yield from self._events(response, watch)
             else:
-                yield self._checked(_parse(response.read()))
+                data = response.read()
+                watch.check()
+                yield self._checked(_parse(data))
 
     def _events(self, response: httpx.Response, watch: _Watch) -> Iterator[Mapping[str, Any]]:
         for data in _data(response):
@@ -99,6 +101,7 @@ class Transport:
             if data == b"[DONE]":
                 return
             yield self._checked(_parse(data))
+        watch.check()  # a socket that we shut reads like the end of the stream
 
     def _checked(self, value: Any) -> Mapping[str, Any]:
         if not isinstance(value, dict):
