@@ -14,6 +14,7 @@ import hashlib
 import importlib.resources
 import json
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,13 @@ class DocsMatch(ClassTask):
         splits = {name: tuple(_pairs(items, seed)) for name, items in sides.items()}
         system = "Does the description fit the function? Answer yes or no."
         super().__init__("docs-match", splits, ("no", "yes"), system=system)
+
+    @staticmethod
+    def rule(record: Record) -> str:
+        """The rule made for this task: yes when signature and sentence share the first four letters of a word."""
+        signature, _, sentence = record["text"].partition("\n")
+        stems = ({w[:4].lower() for w in re.findall(r"[A-Za-z]{4,}", part)} for part in (signature, sentence))
+        return "yes" if set.intersection(*stems) else "no"
 
 
 def held_out_packages(fraction: float, seed: int = 0, root: Path | None = None) -> frozenset[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,23 @@ from ladderlm.types import Completion, Conversation, Record, Sampling
 ENDS = 100  # unseen prompts on which the tuned model should end its turn by itself
 SHOWN = 10
 HELD_BYTES = 200_000
+HELD_OUT_SHARE = 0.15  # of the documentation, by package
+CORPUS_BYTES = 5_000_000
 NAMES = {"base": "quickstart-base", "tuned": "quickstart-tuned", "aligned": "quickstart-aligned"}
 Models = Mapping[str, str]
 ANSWER = Sampling(temperature=0.0, max_tokens=64)
 
 
 def corpus(path: Path | None, out: Path, seed: int) -> dict[str, Any]:
-    """Writes train.jsonl and held.jsonl of text records; the built-in corpus when `path` is None."""
+    """Writes train.jsonl and held.jsonl of text records; the built-in corpus when `path` is None.
+
+    The built-in one leaves out the packages whose documentation the unseen prompts are made of, and is cut to what
+    the recipe's time reads about once.
+    """
     records = collect.collect(path) if path else collect.python_corpus()
+    if path is None:
+        unseen = tasks.held_out_packages(HELD_OUT_SHARE, seed)
+        records = [r for r in records if r.source.removeprefix("python/").split(".")[0] not in unseen]
     records = sorted(collect.dedup(records), key=lambda r: hashlib.sha256(f"{seed}:{r.id}".encode()).digest())
     held: list[Record] = []
     total = sum(len(r["text"].encode()) for r in records)
@@ -37,6 +46,8 @@ def corpus(path: Path | None, out: Path, seed: int) -> dict[str, Any]:
         held.append(records.pop())
     if not records or not held:
         raise UsageError("the corpus holds fewer than two documents", where=str(path), cure="give more text")
+    if path is None:
+        records = list(_up_to(records, CORPUS_BYTES))
     write_records(out / "train.jsonl", records)
     write_records(out / "held.jsonl", held)
     licences = sorted({r.licence for r in records})
@@ -50,9 +61,19 @@ def corpus(path: Path | None, out: Path, seed: int) -> dict[str, Any]:
     }
 
 
+def _up_to(records: Sequence[Record], limit: int) -> Iterator[Record]:
+    """The first records, until they hold `limit` bytes."""
+    held = 0
+    for record in records:
+        if held >= limit:
+            return
+        held += len(record["text"].encode())
+        yield record
+
+
 def instructions(out: Path, seed: int) -> dict[str, Any]:
     """Writes the instruction and preference records made from docstrings; what is held out is kept by package."""
-    questions, preferences = tasks.docs_questions(seed=seed), tasks.docs_preferences(seed=seed)
+    questions, preferences = tasks.docs_questions(HELD_OUT_SHARE, seed), tasks.docs_preferences(HELD_OUT_SHARE, seed)
     for split in ("train", "test"):
         write_records(out / f"questions-{split}.jsonl", questions[split])
         write_records(out / f"preferences-{split}.jsonl", preferences[split])

@@ -77,6 +77,7 @@ def before(model: str, task: tasks.ClassTask, seed: int) -> dict[str, Any]:
         **found,
         "majority": [float(r["label"] == majority) for r in held],
         "tfidf": [float(r["label"] == p) for r, p in zip(held, counted, strict=True)],
+        "rule": [float(task.rule(r) == r["label"]) for r in held] if isinstance(task, tasks.DocsMatch) else [],
         "labels": task.labels,
         "examples": [{"prompt": task.prompt(r).messages[-1].text, "label": r["label"]} for r in held[:5]],
     }
@@ -92,10 +93,11 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int) -> dict[st
     """Every score with its 95 % interval, the paired differences to each rival, and what was forgotten."""
     rivals = {name: before[name] for name in ("majority", "tfidf", "zero_shot", "few_shot")}
     tuned = after["zero_shot"]
+    rule = {"rule": before["rule"]} if before["rule"] else {}
     against = {name: did_it_help("accuracy", values, tuned, seed=seed) for name, values in rivals.items()}
     prompting = max(("zero_shot", "few_shot"), key=lambda name: sum(before[name]))
     return {
-        "scores": {name: bootstrap(v, seed=seed).to_dict() for name, v in (rivals | {"tuned": tuned}).items()},
+        "scores": {name: bootstrap(v, seed=seed).to_dict() for name, v in (rivals | {"tuned": tuned} | rule).items()},
         "differences": {name: h.difference.to_dict() for name, h in against.items()},
         "best_prompting": prompting,
         "verdict": str(against[prompting]),

@@ -17,6 +17,7 @@ NAMES = {
     "zero_shot": "the model, zero-shot",
     "few_shot": "the model, few-shot",
     "tuned": "the tuned model",
+    "rule": "a rule made for this task: do signature and sentence share a word stem?",
 }
 
 
@@ -77,7 +78,7 @@ def _finetune(report: Report, found: Mapping[str, Mapping[str, Any]]) -> None:
     before, tuned, result = found["before"], found["tuned"], found["after"]
     report.section("Fine-tune", f"{result['verdict']}")
     rows = []
-    for name, label in NAMES.items():
+    for name, label in ((n, label) for n, label in NAMES.items() if n in result["scores"]):
         score = Interval.from_dict(result["scores"][name]).percent()
         difference = result["differences"].get(name)
         rows.append((label, score, Interval.from_dict(difference).percent() if difference else ""))
