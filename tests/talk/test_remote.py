@@ -261,6 +261,9 @@ def test_rank_in_a_chat_goes_by_the_first_token() -> None:
         chat = open_chat(server.url + "#m")
         scores = chat.rank(HELLO, ["negative", "positive", "unseen"])
         assert [round(math.exp(s), 2) for s in scores] == [0.2, 0.6, 0.1]
+        assert chat.rank(HELLO, ["Negative", "POS"])[1] == pytest.approx(math.log(0.6))
+        with pytest.raises(UsageError, match="no choice begins"):
+            chat.rank(HELLO, ["apple", "berry"])
         with pytest.raises(UsageError, match="begin alike"):
             chat.rank(HELLO, ["position", "positive"])
 

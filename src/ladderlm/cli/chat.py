@@ -29,7 +29,7 @@ HELP = """\
 /undo                  take back the last question and its answer
 /clear                 start afresh; the system message stays
 /save FILE, /load FILE keep the conversation in a JSON file, go on with one
-/next [K]              the K likeliest first tokens of the next answer
+/next [K]              the K likeliest tokens that could come next, right here
 /exit                  leave (so does Ctrl-D); Ctrl-C stops an answer"""
 
 

@@ -284,22 +284,41 @@ def _table(talker: Talker, prompt: str, k: int, words: Sequence[str]) -> dict[st
 
 
 def _show_tokens(tables: Sequence[Mapping[str, Any]]) -> None:
-    most = max((t["probability"] for table in tables for t in table["tokens"]), default=1.0)
-    columns, rows = ["#"], []
+    """One table a prompt, side by side; with bars for people, tab-separated for pipes."""
+    if sys.stdout.isatty():
+        _draw(tables)
+        return
+    columns = ["#"]
     for table in tables:
         columns += [visible(table["prompt"]) if len(tables) > 1 else "token", "probability"]
-        columns += [""] if sys.stdout.isatty() else []
+    rows: list[list[Any]] = []
     for i in range(max(len(table["tokens"]) for table in tables)):
         row: list[Any] = [i + 1]
         for table in tables:
-            if i < len(table["tokens"]):
-                token = table["tokens"][i]
-                row += [visible(token["text"]), f"{token['probability']:.2%}"]
-                row += [_bar(token["probability"] / most)] if sys.stdout.isatty() else []
-            else:
-                row += ["", ""] + ([""] if sys.stdout.isatty() else [])
+            token = table["tokens"][i] if i < len(table["tokens"]) else None
+            row += ["", ""] if token is None else [visible(token["text"]), f"{token['probability']:.2%}"]
         rows.append(row)
     show.table(rows, columns)
+
+
+def _draw(tables: Sequence[Mapping[str, Any]]) -> None:
+    from rich.columns import Columns
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    most = max((t["probability"] for table in tables for t in table["tokens"]), default=1.0)
+    drawn = []
+    for table in tables:
+        out = Table(title=Text(visible(table["prompt"])), box=None, padding=(0, 1))
+        out.add_column("token", no_wrap=True)
+        out.add_column("p", justify="right", no_wrap=True)
+        out.add_column("", no_wrap=True, min_width=16)
+        for token in table["tokens"]:
+            bar = Text(_bar(token["probability"] / most), style="cyan")
+            out.add_row(Text(visible(token["text"])), f"{token['probability']:.2%}", bar)
+        drawn.append(out)
+    Console().print(Columns(drawn, padding=(0, 2)))
 
 
 def _show_words(tables: Sequence[Mapping[str, Any]], words: Sequence[str]) -> None:
@@ -308,7 +327,7 @@ def _show_words(tables: Sequence[Mapping[str, Any]], words: Sequence[str]) -> No
     show.table([[word, *(f"{t['words'][word]:.3%}" for t in tables)] for word in ordered], columns)
 
 
-def _bar(share: float, width: int = 20) -> str:
+def _bar(share: float, width: int = 16) -> str:
     """A bar in eighths of a character."""
     eighths = round(share * width * 8)
     return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]

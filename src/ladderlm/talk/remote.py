@@ -207,13 +207,13 @@ def _echoed(stream: Iterator[Delta], prompt: str | Sequence[int]) -> Iterator[De
 
 
 def _by_first_token(table: Sequence[Candidate], choices: Sequence[str]) -> list[float]:
-    """The log-probability that an answer begins as each choice does."""
+    """The log-probability that an answer begins as each choice does; "Yes" counts for "yes"."""
     rest = 1 - math.fsum(math.exp(c.logprob) for c in table)
     most = min(math.log(max(rest, 1e-12)), table[-1].logprob)
     mass = [0.0] * len(choices)
     for candidate in table:
-        begun = candidate.text.strip()
-        claims = [i for i, choice in enumerate(choices) if begun and choice.strip().startswith(begun)]
+        begun = candidate.text.strip().casefold()
+        claims = [i for i, choice in enumerate(choices) if begun and choice.strip().casefold().startswith(begun)]
         if len(claims) > 1:
             raise UsageError(
                 f"the choices begin alike ({begun!r}), and a remote chat tells first tokens only",
@@ -221,4 +221,7 @@ def _by_first_token(table: Sequence[Candidate], choices: Sequence[str]) -> list[
             )
         for i in claims:
             mass[i] += math.exp(candidate.logprob)
+    if not any(mass):
+        what = f"no choice begins with one of the {len(table)} likeliest tokens"
+        raise UsageError(what, where=", ".join(choices), cure="name the choices in the question, or use --raw")
     return [math.log(m) if m else most for m in mass]

@@ -144,8 +144,8 @@ class Transport:
             what = "the server refused the key" if self._key else "the server wants a key"
             return AuthError(f"{what}{said}", where=where, cure=f"put it into the environment as {self._key_env}")
         if status == 404:
-            said = said or f": {response.url.path}"
-            return NotFound(f"not there{said}", where=where, cure="check the model and the URL")
+            what = said.removeprefix(": ") or f"nothing at {response.url.path}"
+            return NotFound(what, where=where, cure="check the model and the URL")
         if status == 429:
             after = response.headers.get("retry-after")
             cure = f"try again in {after} s" if after and after.isdigit() else "try again later"
