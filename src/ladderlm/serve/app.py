@@ -57,15 +57,15 @@ def build_app(
     ends a generation.
     """
     api = _Api(catalogue, bridge or Bridge(), body_limit, timeout)
-    routes = [
-        Route("/health", api.health),
-        Route("/v1/models", api.models),
-        Route("/v1/models/{name:path}", api.model),
-        Route("/v1/chat/completions", api.chat, methods=["POST"]),
-        Route("/v1/completions", api.completions, methods=["POST"]),
-        Route("/v1/next", api.next, methods=["POST"]),
-        Mount("/", _Page(directory=PAGE, html=True)),
+    v1 = [
+        Route("/models", api.models),
+        Route("/models/{name:path}", api.model),
+        Route("/chat/completions", api.chat, methods=["POST"]),
+        Route("/completions", api.completions, methods=["POST"]),
+        Route("/next", api.next, methods=["POST"]),
     ]
+    page = _Page(directory=PAGE, html=True)
+    routes = [Route("/health", api.health), Mount("/v1", routes=v1), Mount("/", page)]
     handlers: Any = {LadderError: _failed, HTTPException: _refused, Exception: _failed}
     return Starlette(routes=routes, middleware=[Middleware(Door, hosts=hosts, key=key)], exception_handlers=handlers)
 

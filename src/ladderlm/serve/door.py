@@ -71,7 +71,7 @@ class Door:
             return 403, LadderError("pages of other sites may not call this server", where=f"Origin: {origin}")
         if self._key is not None and path.startswith("/v1"):
             scheme, _, given = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), self._key):
                 return 401, AuthError("a key is missing or wrong", where="Authorization", cure="send: Bearer KEY")
         return None
 

@@ -92,6 +92,7 @@ class Models:
             with slot.lock:
                 if slot.chat is None:
                     slot.chat = self._open(name, slot.ref)
+                    slot.stamp = slot.stamp or _stamp(slot.ref)  # opening may have fetched it
             yield slot.chat
         finally:
             for old in self._release(slot):

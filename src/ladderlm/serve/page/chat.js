@@ -74,34 +74,34 @@ function regenerate(index) {
   generate(index);
 }
 
-/** Goes on from token `at` of an answer with another one: what came before becomes the beginning of a new variant. */
-function fork(index, at, text) {
-  const from = current(chat.turns[index]);
-  const kept = from.tokens.slice(0, at);
+/** Goes on from token `at` of an answer with another candidate: what came before begins a new variant. */
+function fork(index, at, candidate) {
+  const kept = current(chat.turns[index]).tokens.slice(0, at);
   chat.turns.length = index + 1;
-  generate(index, (from.lead ?? "") + pieces(kept).join("") + text);
+  generate(index, [...kept, candidate]);
 }
 
-/** Makes a new variant of the answer at `index`, which begins with `lead`. */
-async function generate(index, lead = "") {
+/** Makes a new variant of the answer at `index`, which begins with the tokens `lead`. */
+async function generate(index, lead = []) {
   stop();
   notice("");
   const mine = chat;
   const turn = mine.turns[index];
-  const variant = { text: lead, lead, tokens: [], stats: "", model: model() };
+  const beginning = pieces(lead).join("");
+  const variant = { text: beginning, tokens: lead, stats: "", model: model(), forked: lead.length ? lead.length - 1 : null };
   const before = turn.active;
   turn.variants.push(variant);
   turn.active = turn.variants.length - 1;
   const control = (running = new AbortController());
   const messages = chats.messagesOf(mine, mine.turns.slice(0, index));
-  if (lead) messages.push({ role: "assistant", content: lead });
+  if (beginning) messages.push({ role: "assistant", content: beginning });
   draw();
   toEnd();
   const began = performance.now();
   let first = 0, count = 0, due = false, usage = null;
   const show = () => {
     due = false;
-    if (chat !== mine || control.signal.aborted) return;
+    if (chat !== mine || running !== control) return;
     const stuck = atEnd();
     $("messages").lastElementChild?.replaceWith(turnNode(mine.turns.length - 1));
     $("stats").textContent = count > 1 ? speed(count, performance.now() - first) : "";
@@ -199,7 +199,7 @@ function answerBody(variant, index, busy) {
   if (!probabilities) return h("div", { class: "prose" }, markdown(variant.text));
   if (!variant.tokens?.length) return h("div", { class: "prose" }, markdown(variant.text), h("p", { class: "muted hint" }, "No probabilities were told for this answer."));
   const last = index === chat.turns.length - 1;
-  return h("div", {}, shaded(variant.tokens, variant.lead, last && !busy ? (at, text) => fork(index, at, text) : null), !busy && legend());
+  return h("div", {}, shaded(variant.tokens, variant.forked, last && !busy ? (at, candidate) => fork(index, at, candidate) : null), !busy && legend());
 }
 
 function legend() {

@@ -34,24 +34,34 @@ export function visible(text) {
   return text.replace(/ /g, "·").replace(/\n/g, "↵").replace(/\t/g, "⇥") || "∅";
 }
 
-/** The tokens as buttons in running text. `fork(index, text)` goes on from there with another token; null forbids it. */
-export function shaded(tokens, lead, fork) {
+/**
+ * The tokens as buttons in running text; the arrow keys walk along them. `forked` marks the token that was chosen by
+ * hand. `fork(index, candidate)` goes on from there with another token; null forbids it.
+ */
+export function shaded(tokens, forked, fork) {
   const texts = pieces(tokens);
   const spans = tokens.map((token, index) => {
     const span = h("span", {
-      class: `token s${level(token[1])}`, role: "button", tabindex: "0", "aria-haspopup": "dialog",
+      class: `token s${level(token[1])}${index === forked ? " forked" : ""}`, role: "button", "aria-haspopup": "dialog",
+      tabindex: index ? "-1" : "0",
       "aria-label": `${visible(token[0])}, ${percent(token[1])}`,
     }, texts[index]);
-    const open = () => popover(span, token, fork && ((text) => fork(index, text)));
+    const open = () => popover(span, token, fork && ((candidate) => fork(index, candidate)));
     span.addEventListener("click", open);
     span.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" && event.key !== " ") return;
-      event.preventDefault();
-      open();
+      const other = { ArrowRight: spans[index + 1], ArrowLeft: spans[index - 1] }[event.key];
+      if (other) {
+        span.tabIndex = -1;
+        other.tabIndex = 0;
+        other.focus();
+      } else if (event.key === "Enter" || event.key === " ") {
+        event.preventDefault();
+        open();
+      }
     });
     return span;
   });
-  return h("div", { class: "tokens" }, lead && h("span", { class: "lead" }, lead), spans);
+  return h("div", { class: "tokens" }, spans);
 }
 
 /** A bar for one candidate; `choose` makes it a button. */
@@ -65,6 +75,7 @@ export function bar(text, logprob, choose, { chosen = false, widest = 1 } = {}) 
 }
 
 let opener = null;
+let openedAt = 0;
 
 export function closePopover() {
   const place = $("popover");
@@ -79,21 +90,21 @@ export function closePopover() {
 function popover(span, [text, logprob, top], fork) {
   closePopover();
   opener = span;
+  openedAt = span.getBoundingClientRect().top;
   span.classList.add("open");
   const rows = top.some(([t]) => t === text) ? top : [...top, [text, logprob]];
   const bars = rows.map(([t, lp]) => {
     const chosen = t === text;
     const usable = fork && !chosen && !t.includes("\ufffd");
-    return bar(t, lp, usable ? () => { closePopover(); fork(t); } : null, { chosen });
+    return bar(t, lp, usable ? () => { closePopover(); fork([t, lp, rows]); } : null, { chosen });
   });
   const bits = (-logprob / Math.LN2).toFixed(2);
   const place = $("popover");
   place.replaceChildren(
     h("p", { class: "popover-head" }, h("code", {}, visible(text)), h("span", {}, `${percent(logprob)} · ${bits} bits of surprise`)),
     h("div", { class: "bars" }, bars),
-    h("p", { class: "muted hint" }, fork ? "Choose another token to go on from here." : "The model was sure of nothing else here."),
+    h("p", { class: "muted hint", hidden: !fork }, "Choose another token to go on from here."),
   );
-  if (!fork) place.lastChild.remove();
   place.hidden = false;
   const at = span.getClientRects()[0] ?? span.getBoundingClientRect();
   const { width, height } = place.getBoundingClientRect();
@@ -106,6 +117,6 @@ function popover(span, [text, logprob, top], fork) {
 document.addEventListener("pointerdown", (event) => {
   if (!$("popover").contains(event.target) && !event.target.closest?.(".token")) closePopover();
 });
-document.addEventListener("scroll", (event) => {
-  if (!$("popover").contains(event.target)) closePopover();
+document.addEventListener("scroll", () => {
+  if (opener && Math.abs(opener.getBoundingClientRect().top - openedAt) > 4) closePopover();
 }, true);

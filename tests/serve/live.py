@@ -1,0 +1,113 @@
+"""A served app on a free port, and Chats that do what a test asks for."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ladderlm.serve.app import build_app
+from ladderlm.serve.models import Models
+from ladderlm.types import Cancel, Candidate, Conversation, Delta, Sampling, Token, Usage
+
+WORDS = ("Hé", "llo", " wor", "ld")
+
+
+def token(number: int, text: str) -> Token:
+    logprob = -0.25 * (number + 1)
+    top = (Candidate(number, logprob, text), Candidate(99, -3.0, " other"))
+    return Token(number, logprob, top, text, tuple(text.encode()))
+
+
+class Scripted:
+    """Says WORDS; remembers what it was asked; reads a prompt as one token per word."""
+
+    defaults = Sampling(temperature=0.3, top_k=7)
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, Sampling]] = []
+        self.closed = False
+
+    def stream(
+        self,
+        conversation: Conversation,
+        sampling: Sampling,
+        *,
+        cancel: Cancel | None = None,
+        deadline: float | None = None,
+    ) -> Iterator[Delta]:
+        self.asked.append((conversation, sampling))
+        limit = len(WORDS) if sampling.max_tokens is None else sampling.max_tokens
+        for index in range(sampling.n):
+            for number, word in enumerate(WORDS[:limit]):
+                said = token(number, word)
+                if sampling.logprobs is None:
+                    said = Token(number, None, (), word, said.data)
+                yield Delta(index, text=word, tokens=(said,))
+            yield Delta(index, finish_reason="stop" if limit >= len(WORDS) else "length")
+        yield Delta(usage=Usage(3, min(limit, len(WORDS)) * sampling.n))
+
+    def complete(
+        self,
+        prompt: str | Sequence[int],
+        sampling: Sampling,
+        *,
+        cancel: Cancel | None = None,
+        deadline: float | None = None,
+    ) -> Iterator[Delta]:
+        if sampling.prompt_logprobs is not None:
+            words = prompt.split(" ") if isinstance(prompt, str) else [f"<{i}>" for i in prompt]
+            texts = [words[0], *(f" {w}" for w in words[1:])] if isinstance(prompt, str) else words
+            start = (Token(0, None, (), "<start>", tuple(b"<start>")),) if isinstance(prompt, str) else ()
+            yield Delta(prompt=(*start, *(token(i, t) for i, t in enumerate(texts))))
+        yield from self.stream(Conversation.of("raw"), sampling)
+
+    def next(self, prompt: str, k: int = 10) -> list[Candidate]:
+        return [Candidate(i, -float(i + 1), f" w{i}") for i in range(k)]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Endless:
+    """Talks until it is cancelled or closed, and says so."""
+
+    def __init__(self) -> None:
+        self.said = 0
+        self.ended = threading.Event()
+
+    def stream(
+        self,
+        conversation: Conversation,
+        sampling: Sampling,
+        *,
+        cancel: Cancel | None = None,
+        deadline: float | None = None,
+    ) -> Iterator[Delta]:
+        try:
+            while not (cancel and cancel.is_set()):
+                self.said += 1
+                yield Delta(text="more ")
+                time.sleep(0.005)
+        finally:
+            self.ended.set()
+
+
+@contextlib.contextmanager
+def served(models: Models, **settings: Any) -> Iterator[str]:
+    """The base URL of an app that answers while the block runs."""
+    import uvicorn
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(build_app(models, **settings), log_level="critical", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(10)
+        listening.close()
