@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ladderlm.errors import ContextOverflow, FormatError
+from ladderlm.nn.linear import Linear, linear
 from ladderlm.types import FloatArray
 
 if TYPE_CHECKING:
@@ -53,10 +54,10 @@ class Attention(nn.Module):
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = arch.heads, arch.kv_heads, arch.head_dim
-        self.q_proj = nn.Linear(arch.dim, arch.heads * arch.head_dim, bias=False)
-        self.k_proj = nn.Linear(arch.dim, arch.kv_heads * arch.head_dim, bias=False)
-        self.v_proj = nn.Linear(arch.dim, arch.kv_heads * arch.head_dim, bias=False)
-        self.o_proj = nn.Linear(arch.heads * arch.head_dim, arch.dim, bias=False)
+        self.q_proj = Linear(arch.dim, arch.heads * arch.head_dim)
+        self.k_proj = Linear(arch.dim, arch.kv_heads * arch.head_dim)
+        self.v_proj = Linear(arch.dim, arch.kv_heads * arch.head_dim)
+        self.o_proj = Linear(arch.heads * arch.head_dim, arch.dim)
 
     def forward(self, x_TD: Tensor, cos_TK: Tensor, sin_TK: Tensor, lengths: Sequence[int]) -> Tensor:
         tokens = len(x_TD)
@@ -82,9 +83,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(arch.dim, arch.hidden, bias=False)
-        self.up_proj = nn.Linear(arch.dim, arch.hidden, bias=False)
-        self.down_proj = nn.Linear(arch.hidden, arch.dim, bias=False)
+        self.gate_proj = Linear(arch.dim, arch.hidden)
+        self.up_proj = Linear(arch.dim, arch.hidden)
+        self.down_proj = Linear(arch.hidden, arch.dim)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
@@ -119,7 +120,7 @@ class Decoder(nn.Module):
         self.arch = arch
         self.model = Body(arch)
         if not arch.tied:
-            self.lm_head = nn.Linear(arch.dim, arch.vocab_size, bias=False)
+            self.lm_head = Linear(arch.dim, arch.vocab_size)
         # The table grows with the longest document seen: a context of 128k would cost memory nobody uses.
         self.cos_TK, self.sin_TK = _rotary_table(0, arch.head_dim, arch.rope_theta)
 
@@ -146,7 +147,7 @@ class Decoder(nn.Module):
         return self.model.norm(x_TD)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        return F.linear(hidden_ND, self.head_VD)
+        return linear(hidden_ND, self.head_VD)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> Decoder:

@@ -9,11 +9,11 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ladderlm.errors import UsageError, nearest
 from ladderlm.nn.decoder import Decoder, Layer
+from ladderlm.nn.linear import Linear, linear
 from ladderlm.types import FloatArray
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.weight = base.weight
         self.scale = alpha / rank
-        self.lora_A = nn.Linear(base.in_features, rank, bias=False)
-        self.lora_B = nn.Linear(rank, base.out_features, bias=False)
+        self.lora_A = Linear(base.in_features, rank)
+        self.lora_B = Linear(rank, base.out_features)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
@@ -38,7 +38,7 @@ class LoraLinear(nn.Module):
 
     def forward(self, x_TI: Tensor) -> Tensor:
         return torch.addmm(
-            F.linear(x_TI, self.weight), self.lora_A(x_TI), self.lora_B.weight.t(), alpha=self.scale
+            linear(x_TI, self.weight), self.lora_A(x_TI), self.lora_B.weight.t(), alpha=self.scale
         )  # fmt: skip
 
 
@@ -59,9 +59,9 @@ def add_lora(decoder: Decoder, config: LoraConfig, *, seed: int = 0, layers_trai
     for layer in decoder.model.layers[-layers_trained:]:
         assert isinstance(layer, Layer)
         for parent in (layer.self_attn, layer.mlp):
-            for name, linear in list(parent.named_children()):
-                if name in config.targets and isinstance(linear, nn.Linear):
-                    adapted = LoraLinear(linear, config.rank, config.alpha)
+            for name, frozen in list(parent.named_children()):
+                if name in config.targets and isinstance(frozen, nn.Linear):
+                    adapted = LoraLinear(frozen, config.rank, config.alpha)
                     adapted.initialise(generator)
                     setattr(parent, name, adapted)
     return decoder

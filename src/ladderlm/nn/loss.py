@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ladderlm.nn.decoder import Decoder
+from ladderlm.nn.linear import linear
 
 ROWS = 256  # logits of this many positions exist at a time under a frozen head
 
@@ -55,7 +56,7 @@ def nats(decoder: Decoder, batch: Batch) -> Tensor:
         hidden_ND = hidden_ND[batch.wanted_N]
     head_VD = decoder.head_VD
     if head_VD.requires_grad:
-        return F.cross_entropy(F.linear(hidden_ND, head_VD), batch.targets_N, reduction="none")
+        return F.cross_entropy(linear(hidden_ND, head_VD), batch.targets_N, reduction="none")
     return _FrozenHead.apply(hidden_ND, head_VD, batch.targets_N)
 
 
@@ -77,7 +78,7 @@ class _FrozenHead(torch.autograd.Function):
         grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden_ND), ROWS):
             rows = slice(start, start + ROWS)
-            logprobs_RV = F.linear(hidden_ND[rows], head_VD).log_softmax(-1)
+            logprobs_RV = linear(hidden_ND[rows], head_VD).log_softmax(-1)
             targets_R1 = targets_N[rows, None]
             nats_N[rows] = -logprobs_RV.gather(1, targets_R1).squeeze(1)
             if grad_ND is not None:
