@@ -153,3 +153,19 @@ def test_the_repository_speaks_of_the_project_alone() -> None:
                 if wrong.search(line):
                     found.append(f"{name}:{number}: {line.strip()[:100]}")
     assert not found, "\n".join(found)
+
+
+def test_the_table_of_errors_in_the_docs_is_true() -> None:
+    from ladderlm.errors import OUTCOMES, LadderError
+
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    for cls, made in OUTCOMES.items():
+        if cls is not LadderError:
+            assert f"| {cls.__name__} ({cls.__mro__[2].__name__}) | {made.exit_code} | {made.http_status} |" in page
+
+
+def test_the_docs_name_every_verb() -> None:
+    from ladderlm.cli.main import VERBS
+
+    text = "".join(p.read_text(encoding="utf-8") for p in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    assert [v for v in VERBS if f"ladderlm {v}" not in text and f"./ladder {v}" not in text] == []

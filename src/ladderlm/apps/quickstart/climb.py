@@ -32,7 +32,7 @@ class QuickstartConfig(Value):
 
     only: str = option("", "climb one rung", choices=RUNGS)
     serve: bool = option(True, "serve the chat page meanwhile; --no-serve runs the rungs and ends")
-    port: int = option(8000, "where the page is served; another port is taken if it is in use")
+    port: int = option(8080, "where the page is served; another port is taken if it is in use")
     data: Path | None = option(None, "class records to fine-tune on, instead of the built-in task")
     corpus: Path | None = option(None, "a file or folder to build from, instead of Python's standard library")
     recipe: Path | None = None
