@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ def parse(prog: str, cls: type[T], argv: Sequence[str], section: str | None = No
     """The settings that `argv` gives over the lower layers. `section` names the TOML table; default the verb."""
     parser = Parser(f"ladderlm {prog}", description=description, allow_abbrev=False)
     config.add_arguments(parser, cls)
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="a TOML file with settings, one table per command")
+    if "recipe" not in {f.name for f in dataclasses.fields(cls)}:  # type: ignore[arg-type]
+        parser.add_argument("--recipe", type=Path, metavar="FILE", help="a TOML file with settings, a table per command")
     args = parser.parse_args(list(argv))
-    return config.collect(cls, section or prog.split()[0], args, args.recipe)
+    return config.collect(cls, section or prog.split()[0], args, getattr(args, "recipe", None))

@@ -35,7 +35,7 @@ class QuickstartConfig(Value):
     port: int = option(8080, "where the page is served; another port is taken if it is in use")
     data: Path | None = option(None, "class records to fine-tune on, instead of the built-in task")
     corpus: Path | None = option(None, "a file or folder to build from, instead of Python's standard library")
-    recipe: Path | None = None
+    recipe: Path | None = option(None, "a TOML file like recipes/tiny.toml, with a table for each step")
     out: Path | None = option(None, "the run folder (default: runs/quickstart in the workspace)")
     fresh: bool = option(False, "start over instead of continuing an earlier quickstart")
     seed: int = option(0, "the seed of everything drawn")
