@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 
@@ -39,6 +40,7 @@ def test_an_unknown_verb_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'chat'" in capsys.readouterr().err
 
 
-def test_a_wrong_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_model_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main(["ask", "-m", "no-such-model", "hello"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
