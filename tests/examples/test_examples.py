@@ -23,8 +23,8 @@ def run(name: str, *args: str) -> str:
 
 @pytest.mark.slow
 def test_prompt(default_model: str, workspace: Path) -> None:
-    place = workspace / "models"
-    place.mkdir(exist_ok=True)
+    place = workspace / "cache" / "models"
+    place.mkdir(parents=True)
     (place / "smollm2-135m-instruct.gguf").symlink_to(default_model)
     assert len(run("prompt.py").strip().splitlines()) >= 5
 
@@ -38,7 +38,11 @@ def test_build_then_finetune(tmp_path: Path) -> None:
     records = tmp_path / "records.jsonl"
     row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
     records.write_text("".join(json.dumps({**row, "id": str(i)}) + "\n" for i in range(40)))
-    script = (EXAMPLES / "finetune.py").read_text().replace("replace=True", f"model={str(tmp_path / 'base')!r}, replace=True")
+    script = (
+        (EXAMPLES / "finetune.py")
+        .read_text()
+        .replace("replace=True", f"model={str(tmp_path / 'base')!r}, replace=True")
+    )
     (tmp_path / "finetune.py").write_text(script)
     done = subprocess.run(
         [sys.executable, str(tmp_path / "finetune.py"), str(records), str(tmp_path / "tuned"), "4"],

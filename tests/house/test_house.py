@@ -169,3 +169,8 @@ def test_the_docs_name_every_verb() -> None:
 
     text = "".join(p.read_text(encoding="utf-8") for p in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
     assert [v for v in VERBS if f"ladderlm {v}" not in text and f"./ladder {v}" not in text] == []
+
+
+def test_the_figures_in_the_readme_are_those_measured() -> None:
+    done = subprocess.run([sys.executable, "-m", "bench.readme", "--check"], cwd=ROOT, check=False)
+    assert done.returncode == 0, "run: python -m bench.readme"

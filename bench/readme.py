@@ -1,0 +1,74 @@
+"""`python -m bench.readme [--check]`: writes the measured figures into README from bench/results, or checks them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
+
+
+def results() -> dict[str, dict[str, Any]]:
+    return {p.stem: json.loads(p.read_text()) for p in sorted((ROOT / "bench" / "results").glob("*.json"))}
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """The README's table; a line for each figure that has been measured."""
+    rows: list[tuple[str, str, str]] = []
+    if q := found.get("quickstart"):
+        rows.append(
+            ("quickstart after installation", f"{q['seconds'] / 60:.1f} min, {q['cpu_minutes']} CPU-min", "quickstart")
+        )
+        scores = q["finetune"]
+        line = ", ".join(
+            f"{name.replace('_', '-')} {100 * scores[name]['mean']:.1f} %"
+            for name in ("zero_shot", "few_shot", "majority", "tfidf", "tuned")
+        )
+        rows.append(("LoRA on the built-in task, 300 held out", line, "quickstart"))
+        b = q["bits_per_byte"]
+        line = f"{b['model']:.3f}; a trigram on the same tokens {b['trigram']:.3f}; xz -9 {b['xz']:.3f}"
+        rows.append(("bits per byte of the model built there", line, "quickstart"))
+        ended = q["ended_turn"]["tuned"]
+        rows.append(("it ends its turn by itself", f"{ended['ended']} of {ended['of']} unseen prompts", "quickstart"))
+    if p := found.get("parity"):
+        ours, peer = p["quantised_against_fp32"], p["llama_cpp_quantised_against_fp32"]
+        rows.append(("64 greedy tokens as llama.cpp's, F32", p["greedy_64_same_as_llama_cpp_on_f32"], "parity"))
+        line = f"{ours['mean_kl']:.1e} nats (llama.cpp {peer['mean_kl']:.1e})" if isinstance(peer, dict) else ""
+        rows.append(("mean KL of the Q4_1 file against fp32", line or f"{ours['mean_kl']:.1e} nats", "parity"))
+        rows.append(
+            ("largest logit difference to transformers", f"{p['transformers_max_logit_difference']:.1e}", "parity")
+        )
+    if s := found.get("speed"):
+        line = f"{s['decode_tokens_per_second']:.0f} tok/s decode, {s['prefill_tokens_per_second']:.0f} prefill"
+        rows.append((f"default model, {s['threads']} threads", line, "speed"))
+    if s := found.get("startup"):
+        seconds = s["cpu_seconds_median"]
+        rows.append(("`--help`, `models list`", f"{seconds['help']} s, {seconds['models list']} s CPU", "startup"))
+    if not rows:
+        return ""
+    machine = next(iter(found.values()))["machine"]
+    body = "\n".join(f"| {what} | {value} | `./ladder prove {name}` |" for what, value, name in rows)
+    dates = sorted({r["date"] for r in found.values()})
+    return (
+        f"On {machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB, {' to '.join(dates)} "
+        f"(details and versions in bench/results):\n\n| what | measured | by |\n|---|---|---|\n{body}\n"
+    )
+
+
+def main() -> int:
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    tail = rest.split(END)[1]
+    wanted = f"{head}{BEGIN}\n{table(results())}{END}{tail}"
+    if "--check" in sys.argv:
+        return 0 if wanted == text else 1
+    readme.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

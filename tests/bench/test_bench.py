@@ -1,0 +1,28 @@
+"""A minute's worth of each bench runs, and meets its bars."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["startup", "speed", "parity"])
+def test_a_minute_of(name: str, tmp_path: Path, default_model: str, workspace: Path) -> None:
+    cache = workspace / "cache" / "models"
+    cache.mkdir(parents=True)
+    (cache / "smollm2-135m-instruct.gguf").symlink_to(default_model)
+    out = tmp_path / "result.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", name, "--minute", "--out", str(out)],
+        cwd=ROOT, capture_output=True, text=True, check=False, env=dict(os.environ),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text())["name"] == name
