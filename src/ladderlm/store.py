@@ -84,7 +84,7 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
                 yield f
                 f.flush()
                 os.fsync(f.fileno())
-            os.chmod(name, 0o666 & ~_UMASK)
+            Path(name).chmod(0o666 & ~_UMASK)
             os.replace(name, path)
         except BaseException:
             with contextlib.suppress(OSError):

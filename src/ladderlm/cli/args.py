@@ -36,6 +36,6 @@ def parse(prog: str, cls: type[T], argv: Sequence[str], section: str | None = No
     parser = Parser(f"ladderlm {prog}", description=description, allow_abbrev=False)
     config.add_arguments(parser, cls)
     if "recipe" not in {f.name for f in dataclasses.fields(cls)}:  # type: ignore[arg-type]
-        parser.add_argument("--recipe", type=Path, metavar="FILE", help="a TOML file with settings, a table per command")
+        parser.add_argument("--recipe", type=Path, metavar="FILE", help="a TOML file, one table per command")
     args = parser.parse_args(list(argv))
     return config.collect(cls, section or prog.split()[0], args, getattr(args, "recipe", None))

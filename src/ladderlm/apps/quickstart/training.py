@@ -27,9 +27,9 @@ def _unfinished(config: Any) -> str:
     found = []
     for run in store.list_runs():
         stored = store.read_json(run.config)
-        if stored.get("settings") == config.to_dict() and not (run.path / "result.json").exists():
-            if any(run.checkpoints.iterdir()):
-                found.append((stored["created"], run.id))
+        same = stored.get("settings") == config.to_dict()
+        if same and not (run.path / "result.json").exists() and any(run.checkpoints.iterdir()):
+            found.append((stored["created"], run.id))
     return max(found)[1] if found else ""
 
 
