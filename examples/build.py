@@ -4,6 +4,7 @@ import sys
 
 import ladderlm
 
-config = ladderlm.PretrainConfig(data=sys.argv[1], out=sys.argv[2], steps=int(sys.argv[3]), vocab_size=512, replace=True)
+data, out, steps = sys.argv[1:]
+config = ladderlm.PretrainConfig(data=data, out=out, steps=int(steps), vocab_size=512, replace=True)
 result = ladderlm.pretrain(config)
 print(result.model, dict(result.scores))

@@ -4,6 +4,7 @@ import sys
 
 import ladderlm
 
-config = ladderlm.FinetuneConfig(data=sys.argv[1], out=sys.argv[2], steps=int(sys.argv[3]), replace=True)
+data, out, steps = sys.argv[1:]
+config = ladderlm.FinetuneConfig(data=data, out=out, steps=int(steps), replace=True)
 result = ladderlm.finetune(config)
 print(result.model, dict(result.scores))
