@@ -36,8 +36,8 @@ def test_build_then_finetune(tmp_path: Path) -> None:
     corpus.write_text("".join(json.dumps({"text": f"{i}. {text}"}) + "\n" for i in range(40)))
     assert "bits_per_byte" in run("build.py", str(corpus), str(tmp_path / "base"), "4")
     records = tmp_path / "records.jsonl"
-    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
-    records.write_text("".join(json.dumps({**row, "id": str(i)}) + "\n" for i in range(40)))
+    rows = [[{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": "Ho"}] for i in range(40)]
+    records.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     script = (
         (EXAMPLES / "finetune.py")
         .read_text()

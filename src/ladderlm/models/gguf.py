@@ -98,6 +98,8 @@ class _Reader:
         if kind == _STRING:
             if count * 8 > len(self.data) - self.at:
                 raise self.fail("an array is longer than the file")
+            if self.strings + count > _MAX_STRINGS:  # said before, not after, reading millions of them
+                raise self.fail("the header holds too many strings")
             return [self.text() for _ in range(count)]
         if kind not in _SCALARS:
             raise self.fail(f"unknown array type {kind}")

@@ -96,7 +96,12 @@ def instruct(recipe: Path, out: Path, models: Models, seed: int) -> dict[str, An
     """The tuned model: the base learns to answer and to end its turn."""
     from ladderlm.train import finetune
 
-    flags = {"data": str(out / "questions-train.jsonl"), "model": models["base"], "out": NAMES["tuned"]}
+    flags = {
+        "data": str(out / "questions-train.jsonl"),
+        "model": models["base"],
+        "out": NAMES["tuned"],
+        "skip_bad": True,
+    }
     return training.run(finetune, "sft", recipe, out, {**flags, "replace": True, "seed": seed})
 
 
@@ -104,7 +109,12 @@ def align(recipe: Path, out: Path, models: Models, seed: int) -> dict[str, Any]:
     """The aligned model: the tuned one learns which of two answers is preferred."""
     from ladderlm.train import align
 
-    flags = {"data": str(out / "preferences-train.jsonl"), "model": models["tuned"], "out": NAMES["aligned"]}
+    flags = {
+        "data": str(out / "preferences-train.jsonl"),
+        "model": models["tuned"],
+        "out": NAMES["aligned"],
+        "skip_bad": True,
+    }
     return training.run(align, "align", recipe, out, {**flags, "replace": True, "seed": seed})
 
 
