@@ -21,7 +21,7 @@ import numpy as np
 
 from ladderlm import engine, events
 from ladderlm.data.collect import python_corpus
-from ladderlm.errors import NotFound
+from ladderlm.errors import MissingExtra, NotFound
 from ladderlm.models import ModelFiles, open_model, save_model
 from ladderlm.models.catalogue import DEFAULT_MODEL
 from ladderlm.types import Sampling
@@ -72,7 +72,10 @@ def ours(path: Path, prompts: Sequence[str]) -> list[str]:
 
 
 def theirs(path: Path, files: ModelFiles, prompts: Sequence[str]) -> list[str]:
-    import xllamacpp
+    try:
+        import xllamacpp
+    except ImportError:
+        raise MissingExtra("xllamacpp", "bench") from None
 
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
