@@ -107,7 +107,8 @@ def main() -> int:
     print(text)
     out = args.out or (None if args.minute else ROOT / "bench" / "results" / f"{args.name}.json")
     if out:
-        out.write_text(text + "\n")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n", encoding="utf-8")
     missed = [name for name, met in figures.get("bars", {}).items() if met is False]
     if missed:
         print("bars missed: " + "; ".join(missed), file=sys.stderr)
