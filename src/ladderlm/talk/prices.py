@@ -15,7 +15,7 @@ from ladderlm import config
 from ladderlm.errors import LadderError, UsageError
 
 
-class OverBudget(LadderError):
+class OverBudget(LadderError, RuntimeError):
     """The next request could cost more than the user allows."""
 
 
