@@ -61,7 +61,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError("the disk is full", where=str(path), cure="free space or set LADDERLM_HOME") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
             cure = "check permissions or set LADDERLM_HOME"
             raise StorageError("cannot write", where=str(path), cure=cure) from error
         raise

@@ -103,3 +103,8 @@ def test_a_file_that_is_no_database_is_named(workspace) -> None:
     (workspace / "ladderlm.sqlite").write_bytes(b"x" * 5000)
     with pytest.raises(FormatError, match="not a database"):
         store.database()
+
+
+def test_a_place_that_cannot_be_made_is_named() -> None:
+    with pytest.raises(StorageError, match="cannot write"), store.storage_errors(store.home()):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
