@@ -74,6 +74,7 @@ def run(config: QuickstartConfig, show: Show = lambda stage, results: None) -> C
         with contextlib.ExitStack() as stack:
             climb.pull()
             if config.serve:
+                install.ensure("serve")
                 url = stack.enter_context(serving(DEFAULT_MODEL, config.port, work / "server.log"))
                 events.emit("quickstart", f"chat at {url} (next-token tables and comparisons are there too)")
             for rung in wanted:
