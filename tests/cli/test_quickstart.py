@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from ladderlm import store
@@ -67,8 +71,6 @@ def test_a_taken_port_is_passed_over() -> None:
 
 
 def test_the_server_answers_and_stops(tmp_path: Path) -> None:
-    import httpx
-
     with serving("echo", 0, tmp_path / "log") as url:
         assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "echo"
     with pytest.raises(httpx.HTTPError):
@@ -112,3 +114,27 @@ def test_all_rungs_and_again(tmp_path: Path, default_model: str, workspace: Path
     before = {n: (workspace / "models" / n).stat().st_mtime for n in models}
     run(config, lambda stage, found: None)
     assert {n: (workspace / "models" / n).stat().st_mtime for n in models} == before, "only the last stage runs again"
+
+
+def test_terminating_stops_the_server_too(tmp_path: Path) -> None:
+    """What a command started ends with it, also when it is told to end by a signal."""
+    script = (
+        "import sys, time, types, ladderlm.cli.main as m\n"
+        "from pathlib import Path\n"
+        "from ladderlm.apps.quickstart.server import serving\n"
+        "def command(argv):\n"
+        f"    with serving('echo', 0, Path({str(tmp_path / 'log')!r})) as url:\n"
+        "        print(url, flush=True)\n"
+        "        time.sleep(60)\n"
+        "sys.modules['fake'] = types.SimpleNamespace(command=command)\n"
+        "m.VERBS['doctor'] = ('fake:command', '')\n"
+        "sys.exit(m.main(['doctor']))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    url = parent.stdout.readline().strip()
+    assert httpx.get(f"{url}/health").status_code == 200
+    parent.terminate()
+    assert parent.wait(20) == 128 + signal.SIGTERM
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(f"{url}/health", timeout=2)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 from ladderlm.errors import LadderError, nearest, outcome
 
@@ -41,6 +43,23 @@ def usage() -> str:
     )
 
 
+@contextlib.contextmanager
+def _terminated_cleanly() -> Iterator[None]:
+    """SIGTERM ends the command as an exception does, so that what it started is stopped too."""
+
+    def leave(signum: int, frame: object) -> None:
+        raise SystemExit(128 + signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a verb; returns the exit code: 0 ok, 1 failure, 2 usage, 130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -60,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
     module, function = VERBS[argv[0]][0].split(":")
     try:
         command: Callable[[list[str]], int | None] = getattr(importlib.import_module(module), function)
-        code = command(argv[1:]) or 0
+        with _terminated_cleanly():
+            code = command(argv[1:]) or 0
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
