@@ -114,7 +114,8 @@ def _build(report: Report, found: Mapping[str, Mapping[str, Any]]) -> None:
             f"The {name} model ended its turn by itself on {row['ended']} of {row['of']} unseen prompts ({share})."
         )
     columns = ("prompt", "base", "tuned", "aligned")
-    report.samples(columns, [tuple(row[c] for c in columns) for row in compared["rows"]])
+    # Line breaks become spaces: a base model may write nothing but short lines, and this is one page.
+    report.samples(columns, [tuple(" ".join(row[c].split()) for c in columns) for row in compared["rows"]])
 
 
 def _losses(report: Report, title: str, runs: Mapping[str, Path]) -> None:
