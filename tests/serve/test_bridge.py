@@ -89,7 +89,9 @@ def test_close_ends_all_streams() -> None:
             async for _ in batches:
                 pass
 
+    before = threading.active_count()
     asyncio.run(asyncio.wait_for(work(), 3))
+    assert threading.active_count() <= before + 2, "no worker goes on with a stream that was ended"
 
 
 def test_too_many_requests_are_turned_away() -> None:

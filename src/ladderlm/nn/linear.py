@@ -1,7 +1,7 @@
 """The matrix product of a layer, by whichever of torch's libraries is the faster on this processor.
 
 torch's own product goes through MKL, which on AMD processors leaves their AVX-512 units idle. A convolution with a
-1 x 1 kernel is the same product, goes through oneDNN, and is about twice as fast there (forward and backward).
+1 x 1 kernel is the same product, goes through oneDNN, and is faster there, forward and backward.
 """
 
 from __future__ import annotations
