@@ -1,9 +1,10 @@
-"""Weights as the kernels read them: every GGUF format and every float, without loss, in blocks of 32 rows.
+"""Weights as the kernels read them: GGUF's formats and floats, without loss, in blocks of 32 rows.
 
 A matrix of `rows` x `cols` becomes blocks of 32 rows; a block holds, for k ascending, the 32 rows' weights side by
 side (4 bits: a byte carries k in its low and k + 1 in its high nibble), so two vector loads give one k of 32 rows.
 Beside it lie a float32 scale and, for some formats, a minimum for each row and group of 16 or 32 k:
 weight = scale * q + minimum. Rows are padded to 32 and columns to 32 with zeros. All matrices share one buffer.
+A format with minima for groups of 16 (Q2_K) does not fit this and is packed as float32.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import numpy.typing as npt
 
 from ladderlm import events, store
 from ladderlm.models.arch import Architecture
+from ladderlm.models.quants import KINDS, codes
 from ladderlm.models.weights import Blocks, Weights, matrix_blocks
-from ladderlm.types import FloatArray
 
 LAYOUT = 1  # raise when the bytes below change: it names the cached files
 CACHE_ABOVE = 600_000_000  # weights; packing fewer takes under about two seconds, and reading a cache is no faster
@@ -33,7 +34,6 @@ LAYER = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.
 EMBED, HEAD, FIRST = 0, 1, 2  # rows of the table: embedding, output head, then len(LAYER) rows a layer
 
 Bytes = npt.NDArray[np.uint8]
-Codes = tuple[npt.NDArray[Any], FloatArray | None, FloatArray | None]
 
 
 def padded(n: int) -> int:
@@ -49,59 +49,11 @@ class Packed:
     table: npt.NDArray[np.int64]
 
 
-# --- GGUF blocks to codes: integers, scales, minima ---------------------------------------------------------------
-
-
-def _half(blocks: Bytes, at: int) -> FloatArray:
-    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
-
-
-def _nibbles(blocks: Bytes, at: int) -> Bytes:
-    return np.concatenate([blocks[:, at : at + 16] & 15, blocks[:, at : at + 16] >> 4], axis=1)
-
-
-def _five(blocks: Bytes, at: int) -> npt.NDArray[Any]:
-    return _nibbles(blocks, at + 4) | np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little") << 4
-
-
-def _sub_blocks(blocks: Bytes) -> tuple[FloatArray, FloatArray, Bytes]:
-    """Q4_K and Q5_K: (n, 8) scales and minima, and (n, 8, 32) low nibbles, from bytes 4-15 and the last 128."""
-    a, b, c = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
-    scale = np.concatenate([a & 63, c & 15 | a >> 6 << 4], axis=1).astype(np.float32)
-    low = np.concatenate([b & 63, c >> 4 | b >> 6 << 4], axis=1).astype(np.float32)
-    runs = blocks[:, -128:].reshape(-1, 4, 1, 32)
-    codes = np.concatenate([runs & 15, runs >> 4], axis=2).reshape(-1, 8, 32)
-    return _half(blocks, 0) * scale, -_half(blocks, 2) * low, codes
-
-
-def _codes(kind: str, blocks: Bytes) -> Codes:
-    """Codes (one row of k per block), scales and minima of blocks (n, bytes per block); see models/quants.py."""
-    if kind == "Q4_0":
-        scale = _half(blocks, 0)
-        return _nibbles(blocks, 2), scale, scale * np.float32(-8)
-    if kind == "Q4_1":
-        return _nibbles(blocks, 4), _half(blocks, 0), _half(blocks, 2)
-    if kind == "Q5_0":
-        return _five(blocks, 2).view(np.int8) - np.int8(16), _half(blocks, 0), None
-    if kind == "Q5_1":
-        return _five(blocks, 4), _half(blocks, 0), _half(blocks, 2)
-    if kind == "Q8_0":
-        return blocks[:, 2:], _half(blocks, 0), None
-    if kind == "Q6_K":
-        low = blocks[:, :128].reshape(-1, 2, 64)
-        high = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
-        q = np.concatenate([low & 15, low >> 4], axis=2) | (high << 4).reshape(-1, 2, 128)
-        return q.view(np.int8) - np.int8(32), _half(blocks, 208) * blocks[:, 192:208].view(np.int8), None
-    scale, minimum, q = _sub_blocks(blocks)
-    if kind == "Q5_K":
-        q |= (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
-    return q, scale, minimum
-
-
 # --- Into the buffer ----------------------------------------------------------------------------------------------
 
 _FLOATS = {"F32": ("f32", 4), "F16": ("f16", 2), "BF16": ("bf16", 2)}
-_SIXTEENS, _WITH_LOW = ("Q6_K",), ("Q4_0", "Q4_1", "Q4_K", "Q5_1", "Q5_K")
+_SIXTEENS, _WITH_LOW = ("Q3_K", "Q6_K"), ("Q4_0", "Q4_1", "Q4_K", "Q5_1", "Q5_K")
+_UNPACKABLE = ("Q2_K",)
 
 
 def _shape(kind: str, shape: tuple[int, ...], start: int) -> tuple[npt.NDArray[np.int64], int]:
@@ -145,13 +97,14 @@ def _write(matrix: Blocks, row: npt.NDArray[np.int64], buffer: Bytes) -> None:
             values = np.pad(values, ((0, 0), (0, width - matrix.cols)))
         out.view(dtype).reshape(blocks, width, 32)[:] = _across(values, matrix.rows)
         return
-    size = matrix.data.shape[1] * (256 if matrix.kind.endswith("_K") else 32) // matrix.cols
-    q, scale, low = _codes(matrix.kind, np.ascontiguousarray(matrix.data).reshape(-1, size))
-    codes = _across(np.ascontiguousarray(q).view(np.uint8).reshape(matrix.rows, width), matrix.rows)
+    q, zero, scale, low = codes(matrix.kind, np.ascontiguousarray(matrix.data).reshape(-1, KINDS[matrix.kind].bytes))
     if STORAGES[row[STORAGE]] == "q4":
-        np.bitwise_or(codes[:, 0::2], codes[:, 1::2] << 4, out=out.reshape(blocks, width // 2, 32))
+        across = _across(q.reshape(matrix.rows, width), matrix.rows)
+        np.bitwise_or(across[:, 0::2], across[:, 1::2] << 4, out=out.reshape(blocks, width // 2, 32))
+        low = scale * np.float32(-zero) if low is None else low
     else:
-        out.reshape(blocks, width, 32)[:] = codes
+        signed = q.view(np.int8) - np.int8(zero)
+        out.view(np.int8).reshape(blocks, width, 32)[:] = _across(signed.reshape(matrix.rows, width), matrix.rows)
     for side, at in ((scale, SCALE), (low, LOW)):
         if side is not None:
             groups = width // int(row[GROUP])
@@ -160,7 +113,9 @@ def _write(matrix: Blocks, row: npt.NDArray[np.int64], buffer: Bytes) -> None:
 
 
 def _matrix(weights: Weights, name: str) -> Blocks:
-    found = weights.blocks(name) or matrix_blocks("F32", weights.float32(name))
+    found = weights.blocks(name)
+    if found is None or found.kind in _UNPACKABLE:
+        found = matrix_blocks("F32", weights.float32(name))
     assert found is not None, f"{name} is no matrix"
     return found
 
@@ -197,12 +152,10 @@ def pack(arch: Architecture, weights: Weights, *, key: str | None = None, thread
 
 def _kind(weights: Weights, name: str) -> str:
     found = weights.blocks(name)
-    return found.kind if found else "F32"
+    return found.kind if found and found.kind not in _UNPACKABLE else "F32"
 
 
-def _fill(
-    buffer: Bytes, weights: Weights, wanted: Sequence[str], table: npt.NDArray[np.int64], threads: int
-) -> None:
+def _fill(buffer: Bytes, weights: Weights, wanted: Sequence[str], table: npt.NDArray[np.int64], threads: int) -> None:
     buffer[: 4 * CONSTANTS].view(np.float32)[:] = np.repeat(np.array([1, 0], np.float32), 32)
     jobs = [(n, row) for i, (n, row) in enumerate(zip(wanted, table, strict=True)) if wanted.index(n) == i]
     with ThreadPoolExecutor(threads) as pool:

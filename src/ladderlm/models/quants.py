@@ -1,14 +1,15 @@
-"""The block formats of GGUF: how bytes become float32.
+"""The block formats of GGUF: how bytes become integers and scales, and those float32.
 
 Every format stores a row as consecutive blocks (ggml's `block_*` structs, little endian). `d` is a float16 scale,
-`m` a float16 minimum; K formats hold 256 weights with 6-bit (or 8-bit) scales of sub-blocks. All arithmetic is
-float32 in the order of the reference, so results agree with it bit for bit.
+`m` a float16 minimum; K formats hold 256 weights in sub-blocks of 16 or 32 with 4- to 8-bit scales of their own; IQ4
+formats look their 4 bits up in a table of unequal steps. All arithmetic is float32 in the order of the reference, so
+results agree with it bit for bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,11 +37,25 @@ KINDS: dict[str, Kind] = {
     "Q5_0": Kind(6, 32, 22),
     "Q5_1": Kind(7, 32, 24),
     "Q8_0": Kind(8, 32, 34),
+    "Q2_K": Kind(10, 256, 84),
+    "Q3_K": Kind(11, 256, 110),
     "Q4_K": Kind(12, 256, 144),
     "Q5_K": Kind(13, 256, 176),
     "Q6_K": Kind(14, 256, 210),
+    "IQ4_NL": Kind(20, 32, 18),
+    "IQ4_XS": Kind(23, 256, 136),
 }
 NUMBERS = {kind.number: name for name, kind in KINDS.items()}
+
+
+class Codes(NamedTuple):
+    """What blocks hold: weight = scale * (q - zero) + low. `q` is (blocks, weights) of uint8 or int8; `scale` and
+    `low` (or None) are (blocks, groups), a group being the next weights / groups of a block."""
+
+    q: npt.NDArray[Any]
+    zero: int
+    scale: FloatArray
+    low: FloatArray | None
 
 
 def row_bytes(kind: str, cols: int) -> int:
@@ -65,8 +80,24 @@ def dequantise(kind: str, data: Bytes, cols: int) -> FloatArray:
         return data.view("<f2").astype(np.float32).reshape(rows, cols)
     if kind == "BF16":
         return (data.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32).reshape(rows, cols)
-    blocks = data.reshape(-1, KINDS[kind].bytes)
-    return np.ascontiguousarray(_DECODERS[kind](blocks), dtype=np.float32).reshape(rows, cols)
+    out = np.empty((rows, cols), np.float32)
+    step = max(1, 2**20 // cols)  # some megabytes at a time: the integers in between are small then
+    for row in range(0, rows, step):
+        found = codes(kind, data[row : row + step].reshape(-1, KINDS[kind].bytes))
+        groups = found.scale.shape[1]
+        values = found.q.reshape(len(found.q), groups, -1).astype(np.float32)
+        if found.zero:
+            values -= np.float32(found.zero)
+        values *= found.scale[:, :, None]
+        if found.low is not None:
+            values += found.low[:, :, None]
+        out[row : row + step] = values.reshape(-1, cols)
+    return out
+
+
+def codes(kind: str, blocks: Bytes) -> Codes:
+    """The integers and scales of `blocks` (n, bytes per block) of a quantised kind."""
+    return _DECODERS[kind](blocks)
 
 
 def _half(blocks: Bytes, at: int) -> FloatArray:
@@ -84,26 +115,6 @@ def _fifth_bits(blocks: Bytes, at: int) -> Bytes:
     return np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little") << np.uint8(4)
 
 
-def _q4_0(b: Bytes) -> FloatArray:
-    return _half(b, 0) * (_nibbles(b[:, 2:]).astype(np.float32) - np.float32(8))
-
-
-def _q4_1(b: Bytes) -> FloatArray:
-    return _half(b, 0) * _nibbles(b[:, 4:]).astype(np.float32) + _half(b, 2)
-
-
-def _q5_0(b: Bytes) -> FloatArray:
-    return _half(b, 0) * ((_nibbles(b[:, 6:]) | _fifth_bits(b, 2)).astype(np.float32) - np.float32(16))
-
-
-def _q5_1(b: Bytes) -> FloatArray:
-    return _half(b, 0) * (_nibbles(b[:, 8:]) | _fifth_bits(b, 4)).astype(np.float32) + _half(b, 2)
-
-
-def _q8_0(b: Bytes) -> FloatArray:
-    return _half(b, 0) * b[:, 2:].view(np.int8).astype(np.float32)
-
-
 def _k_scales(s: Bytes) -> tuple[Bytes, Bytes]:
     """12 bytes to eight 6-bit scales and eight 6-bit minima.
 
@@ -116,41 +127,79 @@ def _k_scales(s: Bytes) -> tuple[Bytes, Bytes]:
     return scale, minimum
 
 
-def _k_affine(b: Bytes, q: Bytes) -> FloatArray:
-    """d * scale * q - dmin * minimum over eight sub-blocks of 32; `q` is (n, 8, 32)."""
-    scale, minimum = _k_scales(b[:, 4:16])
-    d = _half(b, 0) * scale.astype(np.float32)
-    m = _half(b, 2) * minimum.astype(np.float32)
-    return d[:, :, None] * q.astype(np.float32) - m[:, :, None]
-
-
 def _k_nibbles(packed: Bytes) -> Bytes:
-    """128 bytes to (n, 8, 32): each run of 32 bytes holds a sub-block in its low and the next in its high nibbles."""
+    """128 bytes to (n, 256): each run of 32 bytes holds a sub-block in its low and the next in its high nibbles."""
     runs = packed.reshape(-1, 4, 1, 32)
-    return np.concatenate([runs & 15, runs >> 4], axis=2).reshape(-1, 8, 32)
+    return np.concatenate([runs & 15, runs >> 4], axis=2).reshape(-1, 256)
 
 
-def _q4_k(b: Bytes) -> FloatArray:
-    return _k_affine(b, _k_nibbles(b[:, 16:]))
+def _k_affine(b: Bytes, q: Bytes) -> Codes:
+    """Q4_K and Q5_K: eight groups of 32, d * scale * q - dmin * minimum."""
+    scale, minimum = _k_scales(b[:, 4:16])
+    return Codes(q, 0, _half(b, 0) * scale.astype(np.float32), -(_half(b, 2) * minimum.astype(np.float32)))
 
 
-def _q5_k(b: Bytes) -> FloatArray:
-    bits = (b[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[None, :, None]) & np.uint8(1)  # bit j: sub-block j
-    return _k_affine(b, _k_nibbles(b[:, 48:]) | (bits << np.uint8(4)))
+def _pairs(packed: Bytes) -> Bytes:
+    """64 bytes to (n, 256) values of 2 bits: of each 32 bytes all lowest pairs of bits, then all next ones..."""
+    shifts = np.array([0, 2, 4, 6], np.uint8)[None, None, :, None]
+    return ((packed.reshape(-1, 2, 1, 32) >> shifts) & 3).reshape(-1, 256)
 
 
-def _q6_k(b: Bytes) -> FloatArray:
+def _bits(packed: Bytes) -> Bytes:
+    """32 bytes to (n, 256): all lowest bits, then all next ones..."""
+    return ((packed[:, None, :] >> np.arange(8, dtype=np.uint8)[None, :, None]) & np.uint8(1)).reshape(-1, 256)
+
+
+def _q2_k(b: Bytes) -> Codes:
+    """Sixteen groups of 16, d * (low nibble) * q - dmin * (high nibble)."""
+    both = b[:, :16]
+    low = _half(b, 82) * (both >> 4).astype(np.float32)
+    return Codes(_pairs(b[:, 16:80]), 0, _half(b, 80) * (both & 15).astype(np.float32), -low)
+
+
+def _q3_k(b: Bytes) -> Codes:
+    """Sixteen groups of 16; a scale's low 4 bits are a nibble of bytes 0-7, its high 2 a pair of bits of bytes 8-11."""
+    s = b[:, 96:108]
+    top = (s[:, None, 8:] >> np.array([0, 2, 4, 6], np.uint8)[None, :, None]) & 3
+    scale = (_nibbles(s[:, :8]) | (top.reshape(-1, 16) << 4)).astype(np.float32) - np.float32(32)
+    return Codes(_pairs(b[:, 32:96]) | (_bits(b[:, :32]) << 2), 4, _half(b, 108) * scale, None)
+
+
+def _q5_k(b: Bytes) -> Codes:
+    return _k_affine(b, _k_nibbles(b[:, 48:]) | (_bits(b[:, 16:48]) << 4))
+
+
+def _q6_k(b: Bytes) -> Codes:
+    """Sixteen groups of 16 with int8 scales; four low bits as in pairs of 64 bytes, two high ones as in Q2_K."""
     low = b[:, :128].reshape(-1, 2, 64)
-    high = b[:, 128:192].reshape(-1, 2, 1, 32)
-    nibbles = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 2, 4, 32)
-    pairs = (high >> np.array([0, 2, 4, 6], dtype=np.uint8)[None, None, :, None]) & 3
-    q = (nibbles | (pairs << 4)).astype(np.float32) - np.float32(32)
-    scale = b[:, 192:208].view(np.int8).astype(np.float32)
-    d = _half(b, 208) * scale  # (n, 16), one for each 16 weights
-    return d[:, :, None] * q.reshape(-1, 16, 16)
+    nibbles = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 256)
+    scale = _half(b, 208) * b[:, 192:208].view(np.int8).astype(np.float32)
+    return Codes(nibbles | (_pairs(b[:, 128:192]) << 4), 32, scale, None)
 
 
-_DECODERS: dict[str, Callable[[Bytes], FloatArray]] = {
-    "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0,
-    "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k,
-}  # fmt: skip
+_STEPS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)  # of IQ4
+
+
+def _iq4_xs(b: Bytes) -> Codes:
+    """Eight groups of 32; a scale's low 4 bits are a nibble of bytes 4-7, its high 2 a pair of bits of bytes 2-3."""
+    low = np.stack([b[:, 4:8] & 15, b[:, 4:8] >> 4], axis=2).reshape(-1, 8)
+    top = (b[:, 2:4, None] >> np.array([0, 2, 4, 6], np.uint8)) & 3
+    scale = (low | (top.reshape(-1, 8) << 4)).astype(np.float32) - np.float32(32)
+    q = _STEPS[_nibbles(b[:, 8:].reshape(-1, 16))].reshape(-1, 256)
+    return Codes(q, 0, _half(b, 0) * scale, None)
+
+
+_DECODERS: dict[str, Callable[[Bytes], Codes]] = {
+    "Q4_0": lambda b: Codes(_nibbles(b[:, 2:]), 8, _half(b, 0), None),
+    "Q4_1": lambda b: Codes(_nibbles(b[:, 4:]), 0, _half(b, 0), _half(b, 2)),
+    "Q5_0": lambda b: Codes(_nibbles(b[:, 6:]) | _fifth_bits(b, 2), 16, _half(b, 0), None),
+    "Q5_1": lambda b: Codes(_nibbles(b[:, 8:]) | _fifth_bits(b, 4), 0, _half(b, 0), _half(b, 2)),
+    "Q8_0": lambda b: Codes(b[:, 2:].view(np.int8), 0, _half(b, 0), None),
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
+    "Q4_K": lambda b: _k_affine(b, _k_nibbles(b[:, 16:])),
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+    "IQ4_NL": lambda b: Codes(_STEPS[_nibbles(b[:, 2:])], 0, _half(b, 0), None),
+    "IQ4_XS": _iq4_xs,
+}
