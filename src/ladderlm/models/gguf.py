@@ -26,7 +26,7 @@ _MAX_KEYS, _MAX_TENSORS, _MAX_STRINGS, _MAX_WEIGHTS = 4096, 65536, 2**21, 2**40
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """`shape` in numpy order (rows, cols) or (cols,); `offset` from the start of the file."""
+    """`shape` in numpy order, the last extent being a row's; `offset` from the start of the file."""
 
     name: str
     kind: str
@@ -46,10 +46,9 @@ class GGUF:
     mapped: Bytes = field(repr=False)
 
     def data(self, name: str) -> Bytes:
-        """The tensor's bytes, (rows, bytes per row)."""
+        """The tensor's bytes, (rows, bytes per row); all extents but the last make rows."""
         t = self.tensors[name]
-        rows = t.shape[0] if len(t.shape) == 2 else 1
-        return self.mapped[t.offset : t.offset + t.size].reshape(rows, -1)
+        return self.mapped[t.offset : t.offset + t.size].reshape(-1, row_bytes(t.kind, t.shape[-1]))
 
 
 class _Reader:
@@ -169,7 +168,7 @@ def _tensor(r: _Reader) -> GGUFTensor:
     weights = 1
     for size in sizes:
         weights *= size
-    if dims > 2 or not 0 < weights < _MAX_WEIGHTS:
+    if not 0 < weights < _MAX_WEIGHTS:
         raise r.fail(f"the tensor {name!r} has the absurd shape {sizes}")
     kind = NUMBERS[number]
     if sizes[0] % KINDS[kind].weights:

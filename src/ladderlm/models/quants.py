@@ -95,6 +95,13 @@ def dequantise(kind: str, data: Bytes, cols: int) -> FloatArray:
     return out
 
 
+def bfloat16(values: FloatArray) -> npt.NDArray[np.uint16]:
+    """The upper halves of float32 values, rounded to nearest, ties to even; a NaN stays one."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
+    return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype("<u2")
+
+
 def codes(kind: str, blocks: Bytes) -> Codes:
     """The integers and scales of `blocks` (n, bytes per block) of a quantised kind."""
     return _DECODERS[kind](blocks)
