@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ladderlm.errors import ContextOverflow
+from ladderlm.models import families
 from ladderlm.models.arch import Architecture
 from ladderlm.nn.decoder import Decoder
 from ladderlm.nn.loss import make_batch, mean_nats, nats
@@ -33,7 +34,7 @@ def random_decoder(**changes: object) -> Decoder:
 def test_logits_and_loss_equal_those_of_transformers(changes: dict[str, object]) -> None:
     transformers = pytest.importorskip("transformers")
     decoder = random_decoder(**changes)
-    config = transformers.LlamaConfig(**decoder.arch.to_hf())
+    config = transformers.LlamaConfig(**families.to_hf(decoder.arch))
     theirs = transformers.LlamaForCausalLM(config).eval()
     state = {k: torch.from_numpy(v) for k, v in decoder.state().items()}
     missing, unexpected = theirs.load_state_dict(state, strict=False)

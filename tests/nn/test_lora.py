@@ -7,6 +7,7 @@ import torch
 from test_decoder import random_decoder
 
 from ladderlm.errors import UsageError
+from ladderlm.models import families
 from ladderlm.models.adapter import LoraConfig
 from ladderlm.nn.lora import add_lora, lora_tensors, without_lora
 from ladderlm.nn.loss import make_batch, mean_nats
@@ -17,7 +18,7 @@ CONFIG = LoraConfig(rank=4, alpha=8, targets=("q_proj", "v_proj", "down_proj"))
 def test_forward_and_names_equal_those_of_peft() -> None:
     transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
     decoder = random_decoder()
-    base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**decoder.arch.to_hf()))
+    base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**families.to_hf(decoder.arch)))
     base.load_state_dict({k: torch.from_numpy(v) for k, v in decoder.state().items()}, strict=False)
     base.tie_weights()
     theirs = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=8, target_modules=list(CONFIG.targets))).eval()

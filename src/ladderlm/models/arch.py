@@ -1,22 +1,57 @@
-"""The shape of a model: what config.json and a GGUF header say, in one value."""
+"""The shape of a model: one vocabulary for every family, whatever config.json or a GGUF header call it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from ladderlm.errors import FormatError
 from ladderlm.types import Value
 
-_SERVED = "only the llama family runs here: serve it elsewhere and use its URL (url#model)"
+_COUNTS = ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "hidden", "context_length")
+_CHOICES = {
+    "kind": ("decoder", "encoder", "encoder-decoder"),
+    "norm": ("rms", "layer"),
+    "placement": ("pre", "inner", "sandwich", "post", "parallel"),
+    "positions": ("rotary", "learned", "alibi", "relative", "sinusoidal"),
+    "qk_norm": ("", "head", "heads", "all"),
+    "activation": ("silu", "gelu", "gelu_tanh", "relu"),
+    "head": ("lm", "mlm", "pretraining", "classify", "tag", "qa", "none"),
+}
+_ABSURD = 2**31
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture(Value):
-    """A decoder of the Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases.
+    """A Transformer as a composition of few parts. The defaults are Llama's.
 
-    `hidden` is the width of the feed-forward layer; `tied` says that input and output embeddings are one matrix.
+    Sizes: `dim` is the width of the residual stream, `hidden` that of the feed-forward layer; `tied`: input and
+    output embeddings are one matrix.
+
+    `placement` of the norms around a branch f of the residual stream: "pre" x + f(norm x); "inner" x + norm(f x)
+    (OLMo 2); "sandwich" x + norm(f(norm x)) (Gemma 2); "post" norm(x + f x) (Vaswani et al. 2017); "parallel"
+    x + attention(norm x) + mlp(norm x), with one norm for both or, if `two_norms`, one each.
+    `norm_offset`: the scale is 1 + weight (Gemma). `qk_norm` of queries and keys: over each head with one weight for
+    all ("head"), with a weight for each ("heads"), or over all heads together ("all").
+
+    Rotary positions (Su et al. 2021) turn the first `rotary_dim` of a head's `head_dim` coordinates (0: all of them);
+    `rope_scaling` is Hugging Face's mapping with its "rope_type"; layers with a window use `local_theta` unscaled if
+    it is set. `windows` has for every layer how many positions back it sees (0: all); () means all see all.
+    `unrotated` lists layers without rotary positions (SmolLM3). Learned positions start at row `position_offset`.
+
+    `attention_cap` and `logit_cap` bound values by cap * tanh(value / cap) (Gemma 2); 0 is none. `attention_scale` 0
+    stands for head_dim ** -0.5; `embed_scale` multiplies embeddings.
+
+    Mixture of experts: `experts` of width `expert_hidden`, of which a token uses `experts_used`, their weights
+    `expert_weights_normed` to sum 1; `shared_hidden` is the width of one that all tokens use; layers in
+    `dense_layers` have the plain feed-forward layer instead.
+
+    Encoders: `token_types` (segments), `embed_norm`, and the `head` with its `labels`. Encoder-decoders:
+    `decoder_layers` (`layers` are the encoder's), relative positions in `relative_buckets` up to `relative_distance`,
+    `start_id` begins the decoder's text. `pad_id` is -1 for none.
     """
 
     vocab_size: int
@@ -31,145 +66,172 @@ class Architecture(Value):
     rope_theta: float = 10000.0
     tied: bool = True
     family: str = "llama"
+    kind: Literal["decoder", "encoder", "encoder-decoder"] = "decoder"
+    norm: str = "rms"
+    norm_offset: bool = False
+    norm_bias: bool = False
+    placement: str = "pre"
+    two_norms: bool = False
+    positions: str = "rotary"
+    position_offset: int = 0
+    rotary_dim: int = 0
+    rope_scaling: Mapping[str, Any] = field(default_factory=dict)
+    local_theta: float = 0.0
+    windows: tuple[int, ...] = ()
+    unrotated: tuple[int, ...] = ()
+    qk_norm: str = ""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    activation: str = "silu"
+    gated: bool = True
+    experts: int = 0
+    experts_used: int = 0
+    expert_hidden: int = 0
+    expert_weights_normed: bool = True
+    shared_hidden: int = 0
+    dense_layers: tuple[int, ...] = ()
+    attention_cap: float = 0.0
+    logit_cap: float = 0.0
+    attention_scale: float = 0.0
+    embed_scale: float = 1.0
+    token_types: int = 0
+    embed_norm: bool = False
+    head: str = "lm"
+    labels: int = 0
+    decoder_layers: int = 0
+    relative_buckets: int = 0
+    relative_distance: int = 0
+    start_id: int = 0
+    pad_id: int = -1
 
     def __post_init__(self) -> None:
-        if self.family != "llama":
-            raise FormatError(f"the family {self.family!r} is not supported", cure=_SERVED)
-        for name in ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "hidden", "context_length"):
+        for name in _COUNTS:
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-                raise FormatError(f"{name} must be a positive whole number, not {value!r}", where="architecture")
-        if self.layers > 4096:  # a hostile header must not make us list a billion tensors
-            raise FormatError(f"{self.layers} layers are absurd", where="architecture")
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < _ABSURD:
+                raise _bad(f"{name} must be a positive whole number, not {value!r}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise _bad(f"{name} must be one of {', '.join(map(repr, known))}, not {getattr(self, name)!r}")
+        # A hostile header must not make us list a billion tensors.
+        if max(self.layers, self.decoder_layers) > 4096 or self.layers * max(self.experts, 1) > 2**17:
+            raise _bad(f"{self.layers} layers of {self.experts} experts are absurd")
         if self.heads % self.kv_heads:
-            raise FormatError(f"{self.heads} heads do not share {self.kv_heads} key heads", where="architecture")
-        if self.head_dim % 2:
-            raise FormatError(f"head_dim must be even for rotary positions, not {self.head_dim}", where="architecture")
-        for name in ("norm_eps", "rope_theta"):
+            raise _bad(f"{self.heads} heads do not share {self.kv_heads} key heads")
+        if self.rotary_dim > self.head_dim or (self.positions == "rotary" and (self.rotary_dim or self.head_dim) % 2):
+            raise _bad(f"{self.rotary_dim or self.head_dim} of {self.head_dim} coordinates cannot be rotated")
+        for name in ("norm_eps", "rope_theta", "embed_scale"):
             if not isinstance(getattr(self, name), (int, float)) or not 0 < getattr(self, name) < 1e12:
-                raise FormatError(f"{name} must be a positive number", where="architecture")
+                raise _bad(f"{name} must be a positive number")
+        if self.windows and len(self.windows) != self.layers:
+            raise _bad(f"{len(self.windows)} windows for {self.layers} layers")
+        if self.experts and not (0 < self.experts_used <= self.experts and 0 < self.expert_hidden < _ABSURD):
+            raise _bad(f"{self.experts_used} of {self.experts} experts of width {self.expert_hidden}")
 
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> Architecture:
-        """From a config.json of model_type llama (or mistral without a sliding window, which is the same net)."""
-        kind = config.get("model_type")
-        if kind not in ("llama", "mistral"):
-            raise FormatError(f"the model type {kind!r} is not supported, the nearest family is llama", cure=_SERVED)
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        for name, value in (
-            ("sliding_window", config.get("sliding_window")),
-            ("attention_bias", config.get("attention_bias")),
-            ("mlp_bias", config.get("mlp_bias")),
-            ("rope scaling", rope.get("rope_type", rope.get("type", "default")) not in ("default", None)),
-            ("hidden_act", config.get("hidden_act", "silu") != "silu"),
-        ):
-            if value:
-                raise FormatError(f"this llama variant ({name}) is not supported", cure=_SERVED)
-        try:
-            heads, dim = config["num_attention_heads"], config["hidden_size"]
-            return cls(
-                vocab_size=config["vocab_size"],
-                dim=dim,
-                layers=config["num_hidden_layers"],
-                heads=heads,
-                kv_heads=config.get("num_key_value_heads") or heads,
-                head_dim=config.get("head_dim") or dim // heads,
-                hidden=config["intermediate_size"],
-                context_length=config.get("max_position_embeddings", 2048),
-                norm_eps=config.get("rms_norm_eps", 1e-6),
-                rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-                tied=bool(config.get("tie_word_embeddings", False)),
-            )
-        except (KeyError, TypeError, ZeroDivisionError) as error:
-            raise FormatError(f"config.json lacks or spoils {error}", cure="is this a Llama config?") from None
+    def window(self, layer: int) -> int:
+        """How many positions a layer sees, itself included; 0 for all."""
+        return self.windows[layer] if self.windows else 0
 
-    def to_hf(
-        self, *, bos_id: int | None = None, eos_ids: Sequence[int] = (), dtype: str = "float32"
-    ) -> dict[str, Any]:
-        """A config.json that transformers loads as LlamaForCausalLM."""
-        eos = list(eos_ids)
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.dim,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "intermediate_size": self.hidden,
-            "max_position_embeddings": self.context_length,
-            "rms_norm_eps": self.norm_eps,
-            "rope_theta": self.rope_theta,
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
-            "tie_word_embeddings": self.tied,
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
-            "dtype": dtype,
-            "torch_dtype": dtype,
-            "bos_token_id": bos_id,
-            "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
-        }
+    @property
+    def scale(self) -> float:
+        """What queries are multiplied by."""
+        return self.attention_scale or self.head_dim**-0.5
 
-    @classmethod
-    def from_gguf(cls, meta: Mapping[str, Any], *, tied: bool = True) -> Architecture:
-        """From the metadata of a GGUF file with general.architecture = llama; `tied`: it has no output.weight."""
-        kind = meta.get("general.architecture")
-        if kind != "llama":
-            raise FormatError(f"the architecture {kind!r} is not supported, the nearest family is llama", cure=_SERVED)
-        if meta.get("llama.rope.scaling.type", "none") != "none" or meta.get("llama.expert_count", 0):
-            raise FormatError("this llama variant (rope scaling or experts) is not supported", cure=_SERVED)
-        try:
-            heads, dim = meta["llama.attention.head_count"], meta["llama.embedding_length"]
-            return cls(
-                vocab_size=meta.get("llama.vocab_size") or len(meta["tokenizer.ggml.tokens"]),
-                dim=dim,
-                layers=meta["llama.block_count"],
-                heads=heads,
-                kv_heads=meta.get("llama.attention.head_count_kv", heads),
-                head_dim=meta.get("llama.attention.key_length") or dim // heads,
-                hidden=meta["llama.feed_forward_length"],
-                context_length=meta["llama.context_length"],
-                norm_eps=_shortest(meta.get("llama.attention.layer_norm_rms_epsilon", 1e-5)),
-                rope_theta=_shortest(meta.get("llama.rope.freq_base", 10000.0)),
-                tied=tied,
-            )
-        except (KeyError, TypeError, ZeroDivisionError) as error:
-            raise FormatError(f"the GGUF header lacks or spoils {error}") from None
+    @property
+    def plain(self) -> bool:
+        """Whether it is the plain Llama network (its rotary positions perhaps scaled), which the kernels run."""
+        varied = ("norm", "norm_offset", "norm_bias", "placement", "positions", "rotary_dim", "local_theta", "windows",
+                  "unrotated", "qk_norm", "qkv_bias", "out_bias", "mlp_bias", "activation", "gated", "experts",
+                  "attention_cap", "logit_cap", "attention_scale", "embed_scale", "kind", "head")  # fmt: skip
+        fields = type(self).__dataclass_fields__
+        switching = self.rope_scaling.get("rope_type") == "longrope"  # its angles depend on the length of the text
+        return not switching and all(getattr(self, name) == fields[name].default for name in varied)
 
-    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor, in the order of the forward pass."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, self.dim)}
-        for i in range(self.layers):
-            p = f"model.layers.{i}."
-            shapes |= {
-                p + "input_layernorm.weight": (self.dim,),
-                p + "self_attn.q_proj.weight": (q, self.dim),
-                p + "self_attn.k_proj.weight": (kv, self.dim),
-                p + "self_attn.v_proj.weight": (kv, self.dim),
-                p + "self_attn.o_proj.weight": (self.dim, q),
-                p + "post_attention_layernorm.weight": (self.dim,),
-                p + "mlp.gate_proj.weight": (self.hidden, self.dim),
-                p + "mlp.up_proj.weight": (self.hidden, self.dim),
-                p + "mlp.down_proj.weight": (self.dim, self.hidden),
-            }
-        shapes["model.norm.weight"] = (self.dim,)
-        if not self.tied:
-            shapes["lm_head.weight"] = (self.vocab_size, self.dim)
+    def tensor_shapes(self) -> Shapes:
+        """Canonical name and shape of every tensor, in the order of the forward pass.
+
+        The names are those of Hugging Face's Llama; what Llama lacks is named here in the same manner. A family's
+        own names are in `models/families`.
+        """
+        shapes: Shapes = {"model.embed_tokens.weight": (self.vocab_size, self.dim)}
+        if self.positions == "learned":
+            shapes["model.embed_positions.weight"] = (self.context_length + self.position_offset, self.dim)
+        if self.token_types:
+            shapes["model.embed_types.weight"] = (self.token_types, self.dim)
+        if self.embed_norm:
+            shapes |= self.norm_shapes("model.embed_norm")
+        for layer in range(self.layers):
+            shapes |= self.layer_shapes(layer, f"model.layers.{layer}.")
+        if self.placement != "post":
+            shapes |= self.norm_shapes("model.norm")
+        return shapes if self.tied else shapes | {"lm_head.weight": (self.vocab_size, self.dim)}
+
+    def layer_shapes(self, layer: int, prefix: str) -> Shapes:
+        """The tensors of one layer."""
+        before, after, extra = self.norms
+        shapes: Shapes = {}
+        shapes |= self.norm_shapes(prefix + "input_layernorm") if before else {}
+        shapes |= self.attention_shapes(prefix + "self_attn.")
+        shapes |= self.norm_shapes(prefix + "attention_out_norm") if after else {}
+        shapes |= self.norm_shapes(prefix + "post_attention_layernorm") if extra else {}
+        shapes |= self._mlp_shapes(layer, prefix + "mlp.")
+        shapes |= self.norm_shapes(prefix + "mlp_out_norm") if after else {}
         return shapes
+
+    @property
+    def norms(self) -> tuple[bool, bool, bool]:
+        """Which norms a layer has: before attention, after each branch, before the feed-forward part."""
+        before = self.placement in ("pre", "sandwich", "parallel")
+        after = self.placement in ("inner", "sandwich", "post")
+        return before, after, before and (self.placement != "parallel" or self.two_norms)
+
+    def norm_shapes(self, name: str, width: int = 0) -> Shapes:
+        shapes: Shapes = {name + ".weight": (width or self.dim,)}
+        return shapes | {name + ".bias": (width or self.dim,)} if self.norm_bias else shapes
+
+    def attention_shapes(self, prefix: str) -> Shapes:
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes: Shapes = {}
+        for name, rows in (("q_proj", q), ("k_proj", kv), ("v_proj", kv)):
+            shapes |= _linear(prefix + name, rows, self.dim, self.qkv_bias)
+        norms = {"head": ((self.head_dim,),) * 2, "all": ((q,), (kv,)),
+                 "heads": ((self.heads, self.head_dim), (self.kv_heads, self.head_dim))}  # fmt: skip
+        if self.qk_norm:
+            shapes[prefix + "q_norm.weight"], shapes[prefix + "k_norm.weight"] = norms[self.qk_norm]
+        return shapes | _linear(prefix + "o_proj", self.dim, q, self.out_bias)
+
+    def _mlp_shapes(self, layer: int, prefix: str) -> Shapes:
+        if not self.experts or layer in self.dense_layers:
+            return self._feed_forward(prefix, self.hidden)
+        shapes: Shapes = {prefix + "gate.weight": (self.experts, self.dim)}
+        for expert in range(self.experts):
+            shapes |= self._feed_forward(f"{prefix}experts.{expert}.", self.expert_hidden)
+        if self.shared_hidden:
+            shapes |= self._feed_forward(prefix + "shared_expert.", self.shared_hidden)
+            shapes[prefix + "shared_expert_gate.weight"] = (1, self.dim)
+        return shapes
+
+    def _feed_forward(self, prefix: str, hidden: int) -> Shapes:
+        shapes = _linear(prefix + "gate_proj", hidden, self.dim, self.mlp_bias) if self.gated else {}
+        shapes |= _linear(prefix + "up_proj", hidden, self.dim, self.mlp_bias)
+        return shapes | _linear(prefix + "down_proj", self.dim, hidden, self.mlp_bias)
 
     @property
     def parameters(self) -> int:
         """Number of weights, a tied embedding counted once."""
-        embeddings = self.vocab_size * self.dim * (1 if self.tied else 2)
-        attention = 2 * self.dim * self.head_dim * (self.heads + self.kv_heads)
-        return embeddings + self.layers * (attention + 3 * self.dim * self.hidden + 2 * self.dim) + self.dim
+        total = 0
+        for shape in self.tensor_shapes().values():
+            size = 1
+            for extent in shape:
+                size *= extent
+            total += size
+        return total
 
 
-def _shortest(value: float) -> float:
-    """The shortest decimal of a float32: 9.999999747378752e-06 was written as 1e-05."""
-    import numpy as np
+def _linear(name: str, rows: int, columns: int, bias: bool) -> Shapes:
+    shapes: Shapes = {name + ".weight": (rows, columns)}
+    return shapes | {name + ".bias": (rows,)} if bias else shapes
 
-    return float(str(np.float32(value)))
+
+def _bad(what: str) -> FormatError:
+    return FormatError(what, where="architecture")

@@ -71,9 +71,9 @@ def _entry(path: Path) -> Entry | None:
     try:
         lineage = json.loads((path / "ladderlm.json").read_text(encoding="utf-8")).get("lineage") or {}
         if kind == "folder":
-            from ladderlm.models.arch import Architecture
+            from ladderlm.models import families
 
-            parameters = Architecture.from_hf(store.read_json(path / "config.json")).parameters
+            parameters = families.from_hf(store.read_json(path / "config.json")).parameters
     except (OSError, ValueError, AttributeError):
         pass  # listed all the same: opening it will say what is wrong
     about = str(lineage.get("method") or lineage.get("about") or "")

@@ -14,8 +14,11 @@ import numpy as np
 
 from ladderlm import store
 from ladderlm.errors import FormatError, NotFound, UsageError, nearest
+from ladderlm.models import families
 from ladderlm.models.arch import Architecture
 from ladderlm.models.card import render_card
+from ladderlm.models.families.ggufs import from_gguf
+from ladderlm.models.families.stored import Stored
 from ladderlm.models.gguf import read_gguf
 from ladderlm.models.safetensors import DTYPES, SafetensorsWeights, read_safetensors, stored_bytes, write_safetensors
 from ladderlm.models.weights import GGUFWeights, Weights
@@ -79,7 +82,7 @@ def load_gguf(path: Path, ref: str, name: str, lineage: Mapping[str, Any] | None
     """A GGUF file as a model."""
     file = read_gguf(path)
     meta = file.meta
-    arch = Architecture.from_gguf(meta, tied="output.weight" not in file.tensors)
+    arch = from_gguf(meta, tied="output.weight" not in file.tensors)
     tokenizer = Tokenizer.from_gguf(meta)
     _check_vocabulary(tokenizer, arch, path)
     source = meta.get("tokenizer.chat_template")
@@ -94,14 +97,8 @@ def load_gguf(path: Path, ref: str, name: str, lineage: Mapping[str, Any] | None
 
 def load_folder(path: Path, ref: str, name: str) -> ModelFiles:
     """A folder in the Hugging Face layout as a model."""
-    arch = Architecture.from_hf(store.read_json(path / "config.json"))
-    tensors = read_shards(path)
-    for wanted, shape in arch.tensor_shapes().items():
-        if wanted not in tensors:
-            raise FormatError(f"the tensor {wanted!r} is missing", where=str(path))
-        if tensors[wanted].shape != shape:
-            raise FormatError(f"{wanted} has shape {tensors[wanted].shape}, not {shape}", where=str(path))
-    weights = SafetensorsWeights({n: tensors[n] for n in arch.tensor_shapes()})
+    arch = families.from_hf(_optional_json(path / "config.json"))
+    weights = SafetensorsWeights(read_shards(path), families.stored(arch), arch.tensor_shapes(), str(path))
     generation = _optional_json(path / "generation_config.json")
     notes = _optional_json(path / "ladderlm.json")
     if notes.get("format", FORMAT) > FORMAT:
@@ -206,7 +203,7 @@ def save_model(
     with store.atomic_dir(path, replace=replace) as folder:
         _write_weights(folder, arch, tensors, dtype)
         ends = list(tokenizer.stop_ids)
-        config = arch.to_hf(bos_id=tokenizer.bos_id, eos_ids=ends, dtype=dtype)
+        config = families.to_hf(arch, bos_id=tokenizer.bos_id, eos_ids=ends, dtype=dtype)
         store.write_json(folder / "config.json", config)
         (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
         store.write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, template, arch))
@@ -218,25 +215,24 @@ def save_model(
 
 
 def _write_weights(folder: Path, arch: Architecture, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
-    shards: list[list[str]] = [[]]
+    shards: list[list[Stored]] = [[]]
     size = total = 0
-    for name, shape in arch.tensor_shapes().items():
-        grown = stored_bytes(shape, dtype)
+    shapes = arch.tensor_shapes()
+    for stored in families.stored(arch):
+        grown = stored_bytes(stored.shape(shapes), dtype)
         if shards[-1] and size + grown > SHARD_BYTES:
             shards.append([])
             size = 0
-        shards[-1].append(name)
+        shards[-1].append(stored)
         size, total = size + grown, total + grown
-    if len(shards) == 1:
-        write_safetensors(folder / "model.safetensors", {n: tensors[n] for n in shards[0]}, dtype)
-        return
     where: dict[str, str] = {}
-    for i, names in enumerate(shards, 1):
-        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(folder / file, {n: tensors[n] for n in names}, dtype)
-        where |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    store.write_json(folder / "model.safetensors.index.json", index)
+    for i, shard in enumerate(shards, 1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / file, {s.name: s.join(tensors.__getitem__) for s in shard}, dtype)
+        where |= {s.name: file for s in shard}
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        store.write_json(folder / "model.safetensors.index.json", index)
 
 
 def _tokenizer_config(tokenizer: Tokenizer, template: ChatTemplate | None, arch: Architecture) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import mmap
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,18 @@ from typing import Any
 import numpy as np
 
 from ladderlm.errors import FormatError, NotFound
-from ladderlm.models.quants import Bytes
+from ladderlm.models.arch import Shapes
+from ladderlm.models.bounded import MAX_JSON, map_file, parse_json, shown
+from ladderlm.models.families.stored import Stored
+from ladderlm.models.quants import Bytes, bfloat16
 from ladderlm.models.weights import Blocks, matrix_blocks
 from ladderlm.types import FloatArray
 
-_MAX_HEADER = 64 * 2**20
+_MAX_DIMS = 8
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4",
           "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}  # fmt: skip
+_FLOATS = ("F64", "F32", "F16", "BF16")
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -32,23 +35,26 @@ class StoredTensor:
     shape: tuple[int, ...]
     data: Bytes
 
+    def raw(self) -> np.ndarray:
+        """As stored, a view; BF16 as the upper halves of float32 in uint16."""
+        return self.data.view(_NUMPY.get(self.dtype, "<u2")).reshape(self.shape)
+
     def array(self) -> np.ndarray:
-        """As numpy holds it (BF16 widened to float32)."""
-        if self.dtype == "BF16":
-            return (self.data.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32).reshape(self.shape)
-        return self.data.view(_NUMPY[self.dtype]).reshape(self.shape)
+        """As numpy holds it: floats of 16 or 64 bits as float32."""
+        return widened(self.raw(), self.dtype) if self.dtype in _FLOATS else self.raw()
+
+
+def widened(values: np.ndarray, dtype: str) -> FloatArray:
+    """Stored values of a safetensors `dtype` as float32."""
+    if dtype == "BF16":
+        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return values.astype(np.float32, copy=False)
 
 
 def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
     """The tensors of a file, mapped. NotFound, or FormatError when the header does not fit the file."""
     path = Path(path)
-    try:
-        with path.open("rb") as f:
-            mapped = np.frombuffer(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    except (FileNotFoundError, IsADirectoryError):
-        raise NotFound("no such file", where=str(path)) from None
-    except ValueError:
-        raise FormatError("the file is empty", where=str(path)) from None
+    mapped = map_file(path)
 
     def fail(what: str) -> FormatError:
         return FormatError(what, where=str(path), cure="the file is damaged: fetch or write it again")
@@ -56,27 +62,38 @@ def read_safetensors(path: str | Path) -> dict[str, StoredTensor]:
     if len(mapped) < 8:
         raise fail("not a safetensors file")
     length = struct.unpack("<Q", mapped[:8].tobytes())[0]
-    if length > min(len(mapped) - 8, _MAX_HEADER):
+    if length > min(len(mapped) - 8, MAX_JSON):
         raise fail("not a safetensors file, or cut off inside its header")
-    try:
-        header = json.loads(mapped[8 : 8 + length].tobytes())
-        header.pop("__metadata__", None)
-        entries = [(name, e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for name, e in header.items()]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise fail("the safetensors header is not sound") from None
+    header = parse_json(mapped[8 : 8 + length].tobytes(), str(path))
+    if not isinstance(header, dict):
+        raise fail("the safetensors header is not sound")
+    header.pop("__metadata__", None)
+    entries = []
+    for name, entry in header.items():
+        if not _sound(entry):
+            raise fail(f"the tensor '{shown(name)}' is of an unknown type or shape")
+        entries.append((name, entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"]))
     body, tensors, reached = mapped[8 + length :], {}, 0
-    for entry in entries:
-        if len(entry) != 5 or not all(_count(v) for v in (*entry[2], *entry[3:])) or entry[1] not in _SIZES:
-            raise fail(f"the tensor {entry[0]!r} is of an unknown type or shape")
-    for name, dtype, shape, start, end in sorted(entries, key=lambda e: e[3]):
+    for name, dtype, shape, start, end in sorted(entries, key=lambda e: e[3:]):
         size = _SIZES[dtype]
         for extent in shape:
             size *= extent
         if start != reached or end - start != size or end > len(body):
-            raise fail(f"the tensor {name!r} lies outside the file or over another")
+            raise fail(f"the tensor '{shown(name)}' lies outside the file or over another")
         reached = end
         tensors[name] = StoredTensor(dtype, shape, body[start:end])
+    if reached != len(body):
+        raise fail("bytes of the file belong to no tensor")
     return tensors
+
+
+def _sound(entry: Any) -> bool:
+    """Whether a tensor's entry in the header has the right form."""
+    if not isinstance(entry, dict):
+        return False
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    lists = isinstance(shape, list) and isinstance(offsets, list) and len(shape) <= _MAX_DIMS and len(offsets) == 2
+    return lists and all(map(_count, [*shape, *offsets])) and isinstance(dtype, str) and dtype in _SIZES
 
 
 def _count(value: Any) -> bool:
@@ -117,35 +134,46 @@ def _stored_dtype(value: np.ndarray, dtype: str) -> str:
 def _as_stored(value: np.ndarray, kind: str) -> np.ndarray:
     if kind != "BF16":
         return value.astype(_NUMPY[kind], copy=False)
-    bits = np.ascontiguousarray(value, dtype=np.float32).view(np.uint32)
-    even = ((bits >> 16) & 1) + np.uint32(0x7FFF)  # round to nearest, ties to even
-    rounded = ((bits + even) >> 16).astype("<u2")
-    return np.where(np.isnan(value), np.uint16(0x7FC0), rounded).astype("<u2", copy=False)
+    return bfloat16(value)
 
 
 class SafetensorsWeights:
-    """The tensors of one or several safetensors files."""
+    """The canonical tensors of a model in one or several safetensors files, whatever its family calls them."""
 
-    def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
-        self._tensors = tensors
+    def __init__(
+        self, tensors: Mapping[str, StoredTensor], layout: Sequence[Stored], shapes: Shapes, where: str = ""
+    ) -> None:
+        self._shapes = shapes
+        self._source: dict[str, tuple[StoredTensor, Stored]] = {}
+        for stored in layout:
+            # A file of the bare body lacks the first part of the names: wte.weight for transformer.wte.weight.
+            tensor = tensors.get(stored.name) or tensors.get(stored.name.partition(".")[2])
+            if tensor is None:
+                raise FormatError(f"the tensor {stored.name!r} is missing", where=where)
+            if (wanted := stored.shape(shapes)) != tensor.shape:
+                raise FormatError(f"{stored.name} has shape {tensor.shape}, not {wanted}", where=where)
+            self._source |= {part: (tensor, stored) for part in stored.parts}
 
     def names(self) -> list[str]:
-        return list(self._tensors)
+        return list(self._shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._get(name).shape
+        self._get(name)
+        return self._shapes[name]
 
     def float32(self, name: str) -> FloatArray:
-        return self._get(name).array().astype(np.float32, copy=False)
+        tensor, stored = self._get(name)
+        part = widened(stored.part(tensor.raw(), name, self._shapes), tensor.dtype)
+        return np.ascontiguousarray(part - np.float32(stored.plus) if stored.plus else part)
 
     def blocks(self, name: str) -> Blocks | None:
-        tensor = self._get(name)
-        if tensor.dtype in ("F32", "F16", "BF16") and len(tensor.shape) == 2:
-            return Blocks(tensor.dtype, *tensor.shape, tensor.data.reshape(tensor.shape[0], -1))
-        return matrix_blocks("F32", self.float32(name))
+        tensor, stored = self._get(name)
+        if len(self._shapes[name]) != 2 or stored.plus or tensor.dtype not in ("F32", "F16", "BF16"):
+            return matrix_blocks("F32", self.float32(name))
+        return matrix_blocks(tensor.dtype, stored.part(tensor.raw(), name, self._shapes))
 
-    def _get(self, name: str) -> StoredTensor:
+    def _get(self, name: str) -> tuple[StoredTensor, Stored]:
         try:
-            return self._tensors[name]
+            return self._source[name]
         except KeyError:
             raise NotFound(f"the model has no tensor {name!r}") from None

@@ -1,26 +1,25 @@
-"""The Llama-style decoder in torch, for training: fp32, padding-free.
+"""The decoder in torch, for training and for machines with a GPU: fp32, padding-free, every decoder-only family.
 
-A batch is documents laid end to end: ids_T and their lengths. Attention is causal inside each document and rotary
-positions restart with it, so nothing is padded and no mask is built. Parameter names are those of the Hugging Face
-layout, so that `state()` goes into a model folder as it is.
+A batch is documents laid end to end: ids_T and their lengths. Attention is causal inside each document and positions
+restart with it, so nothing is padded and no mask is built. Parameter names are the canonical ones of a model folder
+(models/arch.py), so that `state()` goes into one as it is.
 
-Letters: T tokens of all documents, B documents of one length, D model, H heads, G key/value heads, K head dim,
-F hidden of the feed-forward part, V vocabulary, N wanted positions.
+Letters: T tokens of all documents, D model, K head dim, V vocabulary, N wanted positions, S positions in a cache.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ladderlm.errors import ContextOverflow, FormatError
-from ladderlm.nn.linear import Linear, linear
+from ladderlm.errors import ContextOverflow, FormatError, UsageError
+from ladderlm.models import rope
+from ladderlm.nn.blocks import Layer, Norm, Turns, alibi_slopes, scores
+from ladderlm.nn.linear import Linear
 from ladderlm.types import FloatArray
 
 if TYPE_CHECKING:
@@ -28,88 +27,53 @@ if TYPE_CHECKING:
     from ladderlm.models.folder import ModelFiles
 
 
-class Norm(nn.Module):
-    """Root-mean-square norm with a learned scale (Zhang & Sennrich 2019)."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return F.rms_norm(x_TD, self.weight.shape, self.weight, self.eps)
+M = TypeVar("M", bound=nn.Module)
 
 
-def rotate(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021), the two halves of a head being the two coordinates (Hugging Face order).
+class Positions:
+    """Sines and cosines by layer, for as many positions as were needed so far.
 
-    `sin_TK` carries the minus sign of its first half, so that one roll does for both.
+    The tables grow with the longest document seen: a context of 128k would cost memory nobody uses.
     """
-    return x_THK * cos_TK[:, None] + x_THK.roll(x_THK.shape[-1] // 2, -1) * sin_TK[:, None]
-
-
-class Attention(nn.Module):
-    """Grouped-query causal attention, document by document."""
 
     def __init__(self, arch: Architecture) -> None:
-        super().__init__()
-        self.heads, self.kv_heads, self.head_dim = arch.heads, arch.kv_heads, arch.head_dim
-        self.q_proj = Linear(arch.dim, arch.heads * arch.head_dim)
-        self.k_proj = Linear(arch.dim, arch.kv_heads * arch.head_dim)
-        self.v_proj = Linear(arch.dim, arch.kv_heads * arch.head_dim)
-        self.o_proj = Linear(arch.heads * arch.head_dim, arch.dim)
+        self._arch = arch
+        self._tables: dict[tuple[bool, bool], tuple[Tensor, Tensor]] = {}
 
-    def forward(self, x_TD: Tensor, cos_TK: Tensor, sin_TK: Tensor, lengths: Sequence[int]) -> Tensor:
-        tokens = len(x_TD)
-        q_THK = rotate(self.q_proj(x_TD).view(tokens, self.heads, self.head_dim), cos_TK, sin_TK)
-        k_TGK = rotate(self.k_proj(x_TD).view(tokens, self.kv_heads, self.head_dim), cos_TK, sin_TK)
-        v_TGK = self.v_proj(x_TD).view(tokens, self.kv_heads, self.head_dim)
-        out, start = [], 0
-        for length, run in itertools.groupby(lengths):  # neighbours of one length share a call
-            end = start + length * len(list(run))
-            q_BHTK, k_BGTK, v_BGTK = (
-                t[start:end].view(-1, length, t.shape[1], self.head_dim).transpose(1, 2) for t in (q_THK, k_TGK, v_TGK)
-            )
-            o_BHTK = F.scaled_dot_product_attention(
-                q_BHTK, k_BGTK, v_BGTK, is_causal=True, enable_gqa=self.kv_heads != self.heads
-            )
-            out.append(o_BHTK.transpose(1, 2).reshape(end - start, -1))
-            start = end
-        return self.o_proj(out[0] if len(out) == 1 else torch.cat(out))
-
-
-class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020)."""
-
-    def __init__(self, arch: Architecture) -> None:
-        super().__init__()
-        self.gate_proj = Linear(arch.dim, arch.hidden)
-        self.up_proj = Linear(arch.dim, arch.hidden)
-        self.down_proj = Linear(arch.hidden, arch.dim)
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
-
-
-class Layer(nn.Module):
-    def __init__(self, arch: Architecture) -> None:
-        super().__init__()
-        self.input_layernorm = Norm(arch.dim, arch.norm_eps)
-        self.self_attn = Attention(arch)
-        self.post_attention_layernorm = Norm(arch.dim, arch.norm_eps)
-        self.mlp = FeedForward(arch)
-
-    def forward(self, x_TD: Tensor, cos_TK: Tensor, sin_TK: Tensor, lengths: Sequence[int]) -> Tensor:
-        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), cos_TK, sin_TK, lengths)
-        return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
+    def __call__(self, layer: int, positions_T: Tensor, length: int) -> Turns:
+        """What a layer's attention needs to place tokens at `positions_T` in texts of at most `length`."""
+        arch = self._arch
+        if arch.positions == "alibi":
+            return Turns(slopes_H=alibi_slopes(arch.heads))
+        if arch.positions != "rotary":
+            return Turns()
+        long = length > arch.rope_scaling.get("original_max_position_embeddings", length)
+        key = arch.window(layer) > 0, long
+        if key not in self._tables or len(self._tables[key][0]) < length:
+            table = torch.from_numpy(rope.table(arch, layer, max(64, 1 << (length - 1).bit_length()), length))
+            cos, sin = table[:, 0], table[:, 1]
+            self._tables[key] = torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)
+        cos_SK, sin_SK = self._tables[key]
+        return Turns(cos_SK[positions_T], sin_SK[positions_T])
 
 
 class Body(nn.Module):
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(arch.vocab_size, arch.dim)
-        self.layers = nn.ModuleList(Layer(arch) for _ in range(arch.layers))
-        self.norm = Norm(arch.dim, arch.norm_eps)
+        if arch.positions == "learned":
+            self.embed_positions = nn.Embedding(arch.context_length + arch.position_offset, arch.dim)
+        self.layers = nn.ModuleList(Layer(arch, i) for i in range(arch.layers))
+        if arch.placement != "post":
+            self.norm = Norm(arch)
+
+
+class KeyValues:
+    """Keys and values of one document, by layer: k_GSK and v_GSK."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
 
 
 class Decoder(nn.Module):
@@ -117,12 +81,13 @@ class Decoder(nn.Module):
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
+        if arch.kind != "decoder":
+            raise UsageError(f"a {arch.kind} is no decoder", where=arch.family)
         self.arch = arch
         self.model = Body(arch)
         if not arch.tied:
             self.lm_head = Linear(arch.dim, arch.vocab_size)
-        # The table grows with the longest document seen: a context of 128k would cost memory nobody uses.
-        self.cos_TK, self.sin_TK = _rotary_table(0, arch.head_dim, arch.rope_theta)
+        self.positions = Positions(arch)
 
     @property
     def head_VD(self) -> Tensor:
@@ -134,20 +99,56 @@ class Decoder(nn.Module):
 
         Raises ContextOverflow for a document longer than the model's context.
         """
-        longest = max(lengths)
-        if longest > self.arch.context_length:
-            raise ContextOverflow(f"a document of {longest} tokens", where=f"context {self.arch.context_length}")
-        if longest > len(self.cos_TK):
-            self.cos_TK, self.sin_TK = _rotary_table(longest, self.arch.head_dim, self.arch.rope_theta)
+        longest = self._fits(max(lengths))
         positions_T = torch.cat([torch.arange(n) for n in lengths])
-        cos_TK, sin_TK = self.cos_TK[positions_T], self.sin_TK[positions_T]
+        x_TD = self._embed(ids_T, positions_T)
+        turns: dict[bool, Turns] = {}
+        for i, layer in enumerate(self.model.layers):
+            local = self.arch.window(i) > 0
+            turns.setdefault(local, self.positions(i, positions_T, longest))
+            x_TD = layer(x_TD, turns[local], lengths)
+        return self._finish(x_TD)
+
+    def extend(self, ids_T: Tensor, cache: KeyValues) -> Tensor:
+        """hidden_TD of tokens that follow those in `cache`, which then holds them too."""
+        start, end = cache.length, self._fits(cache.length + len(ids_T))
+        positions_T = torch.arange(start, end)
+        x_TD = self._embed(ids_T, positions_T)
+        for i, layer in enumerate(self.model.layers):
+            assert isinstance(layer, Layer)
+
+            def attention(y_TD: Tensor, i: int = i, layer: Layer = layer) -> Tensor:
+                turns = self.positions(i, positions_T, end)
+                q_THK, k_TGK, v_TGK = layer.self_attn.project(y_TD, turns)
+                k_GSK, v_GSK = k_TGK.transpose(0, 1), v_TGK.transpose(0, 1)
+                if i in cache.kept:
+                    k_GSK, v_GSK = (torch.cat([a, b], 1) for a, b in zip(cache.kept[i], (k_GSK, v_GSK), strict=True))
+                cache.kept[i] = k_GSK, v_GSK
+                o_1HTK = layer.self_attn.attend(q_THK.transpose(0, 1)[None], k_GSK[None], v_GSK[None], turns.slopes_H)
+                return layer.self_attn.o_proj(o_1HTK[0].transpose(0, 1).reshape(len(y_TD), -1))
+
+            x_TD = layer.around(x_TD, attention)
+        cache.length = end
+        return self._finish(x_TD)
+
+    def _fits(self, length: int) -> int:
+        if length > self.arch.context_length:
+            raise ContextOverflow(f"a document of {length} tokens", where=f"context {self.arch.context_length}")
+        return length
+
+    def _embed(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
         x_TD = self.model.embed_tokens(ids_T)
-        for layer in self.model.layers:
-            x_TD = layer(x_TD, cos_TK, sin_TK, lengths)
-        return self.model.norm(x_TD)
+        if self.arch.embed_scale != 1.0:
+            x_TD = x_TD * self.arch.embed_scale
+        if self.arch.positions == "learned":
+            x_TD = x_TD + self.model.embed_positions(positions_T + self.arch.position_offset)
+        return x_TD
+
+    def _finish(self, x_TD: Tensor) -> Tensor:
+        return x_TD if self.arch.placement == "post" else self.model.norm(x_TD)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        return linear(hidden_ND, self.head_VD)
+        return scores(hidden_ND, self.head_VD, self.arch.logit_cap)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> Decoder:
@@ -159,42 +160,39 @@ class Decoder(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.ndim != 2:
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if name.endswith(".bias") or self.arch.norm_offset else 1.0)
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.zero_()
             else:
-                scale = 0.02 if "embed_tokens" in name or "lm_head" in name else parameter.shape[1] ** -0.5
+                scale = 0.02 if ".embed_" in name or "lm_head" in name else parameter.shape[1] ** -0.5
                 parameter.normal_(0.0, scale, generator=generator)
         return self
 
     def state(self) -> dict[str, FloatArray]:
-        """The weights under their Hugging Face names; a copy."""
+        """The weights under their canonical names; a copy."""
         return {name: p.detach().numpy().astype(np.float32, copy=True) for name, p in self.named_parameters()}
 
 
-def _rotary_table(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    frequency_K = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angle_TK = torch.outer(torch.arange(length, dtype=torch.float64), frequency_K)
-    cos_TK, sin_TK = angle_TK.cos().float(), angle_TK.sin().float()
-    return torch.cat([cos_TK, cos_TK], 1), torch.cat([-sin_TK, sin_TK], 1)
-
-
 def load_decoder(files: ModelFiles) -> Decoder:
-    """A Decoder with the weights of any model folder or GGUF, dequantised to fp32.
+    """A Decoder with the weights of any decoder-only model folder or GGUF, dequantised to fp32.
 
-    Raises FormatError where a tensor is missing or has the wrong shape.
+    Raises FormatError where a tensor is missing or has the wrong shape, UsageError for another kind of model.
     """
     with torch.device("meta"):
         decoder = Decoder(files.arch)
-    decoder.to_empty(device="cpu")
-    decoder.cos_TK, decoder.sin_TK = _rotary_table(0, files.arch.head_dim, files.arch.rope_theta)
+    return fill(decoder, files)
+
+
+def fill(module: M, files: ModelFiles) -> M:
+    """Gives a module made on the meta device the weights of `files`, by name."""
+    module.to_empty(device="cpu")
     held = set(files.weights.names())
     with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
+        for name, parameter in module.named_parameters():
             if name not in held:
                 raise FormatError(f"the model has no tensor {name!r}", where=str(files.path))
             array = files.weights.float32(name)
             if array.shape != tuple(parameter.shape):
                 raise FormatError(f"{name} is {array.shape}, not {tuple(parameter.shape)}", where=str(files.path))
             parameter.copy_(torch.from_numpy(np.require(array, np.float32, ["C", "W"])))
-    return decoder
+    return module

@@ -35,10 +35,11 @@ def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear layer without bias."""
+    """A linear layer, without bias unless asked for."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__(in_features, out_features, bias=bias)
 
     def forward(self, x_TI: Tensor) -> Tensor:
-        return linear(x_TI, self.weight)
+        y_TO = linear(x_TI, self.weight)
+        return y_TO if self.bias is None else y_TO + self.bias

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ladderlm.errors import UsageError, nearest
-from ladderlm.nn.decoder import Decoder, Layer
+from ladderlm.nn.blocks import Layer
+from ladderlm.nn.decoder import Decoder
 from ladderlm.nn.linear import Linear, linear
 from ladderlm.types import FloatArray
 
@@ -25,7 +26,7 @@ class LoraLinear(nn.Module):
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
         super().__init__()
-        self.weight = base.weight
+        self.weight, self.bias = base.weight, base.bias
         self.scale = alpha / rank
         self.lora_A = Linear(base.in_features, rank)
         self.lora_B = Linear(rank, base.out_features)
@@ -37,9 +38,9 @@ class LoraLinear(nn.Module):
         self.lora_B.weight.zero_()
 
     def forward(self, x_TI: Tensor) -> Tensor:
-        return torch.addmm(
-            linear(x_TI, self.weight), self.lora_A(x_TI), self.lora_B.weight.t(), alpha=self.scale
-        )  # fmt: skip
+        y_TO = linear(x_TI, self.weight)
+        y_TO = y_TO if self.bias is None else y_TO + self.bias
+        return torch.addmm(y_TO, self.lora_A(x_TI), self.lora_B.weight.t(), alpha=self.scale)
 
 
 def add_lora(decoder: Decoder, config: LoraConfig, *, seed: int = 0, layers_trained: int = 0) -> Decoder:

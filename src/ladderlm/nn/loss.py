@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ladderlm.nn.blocks import scores
 from ladderlm.nn.decoder import Decoder
-from ladderlm.nn.linear import linear
 
 ROWS = 256  # logits of this many positions exist at a time under a frozen head
 
@@ -56,8 +56,8 @@ def nats(decoder: Decoder, batch: Batch) -> Tensor:
         hidden_ND = hidden_ND[batch.wanted_N]
     head_VD = decoder.head_VD
     if head_VD.requires_grad:
-        return F.cross_entropy(linear(hidden_ND, head_VD), batch.targets_N, reduction="none")
-    return _FrozenHead.apply(hidden_ND, head_VD, batch.targets_N)
+        return F.cross_entropy(decoder.logits(hidden_ND), batch.targets_N, reduction="none")
+    return _FrozenHead.apply(hidden_ND, head_VD, batch.targets_N, decoder.arch.logit_cap)
 
 
 def mean_nats(decoder: Decoder, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -68,27 +68,30 @@ def mean_nats(decoder: Decoder, batch: Batch) -> tuple[Tensor, dict[str, float]]
 class _FrozenHead(torch.autograd.Function):
     """Cross-entropy through a head that does not train, without ever holding all logits.
 
-    Each row's gradient is its upstream gradient times (softmax - onehot) head, so the product can be made on the
+    Each row's gradient is its upstream gradient times (softmax - onehot) head (times the cap's slope), so the product can be made on the
     way forward, block by block, and only scaled on the way back (as Liger Kernel does it for a scalar loss).
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, cap: float) -> Tensor:
         nats_N = torch.empty(len(hidden_ND))
         grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden_ND), ROWS):
             rows = slice(start, start + ROWS)
-            logprobs_RV = linear(hidden_ND[rows], head_VD).log_softmax(-1)
+            logits_RV = scores(hidden_ND[rows], head_VD, cap)
+            logprobs_RV = logits_RV.log_softmax(-1)
             targets_R1 = targets_N[rows, None]
             nats_N[rows] = -logprobs_RV.gather(1, targets_R1).squeeze(1)
             if grad_ND is not None:
                 grad_RV = logprobs_RV.exp_()
                 grad_RV.scatter_add_(1, targets_R1, torch.full(targets_R1.shape, -1.0))
+                if cap:
+                    grad_RV *= 1 - (logits_RV / cap) ** 2
                 torch.mm(grad_RV, head_VD, out=grad_ND[rows])
         ctx.save_for_backward(grad_ND)
         return nats_N
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (grad_ND,) = ctx.saved_tensors
-        return grad_ND * upstream[0][:, None], None, None
+        return grad_ND * upstream[0][:, None], None, None, None
