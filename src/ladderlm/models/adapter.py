@@ -13,6 +13,7 @@ import numpy as np
 
 from ladderlm import store
 from ladderlm.errors import FormatError, NotFound, UsageError, nearest
+from ladderlm.models.bounded import read_json
 from ladderlm.models.safetensors import read_safetensors, write_safetensors
 from ladderlm.models.weights import Blocks, Weights
 from ladderlm.types import FloatArray, Value
@@ -101,7 +102,7 @@ def load_adapter(path: str | Path) -> Adapter:
     path = Path(path)
     if not (path / "adapter_config.json").is_file():
         raise NotFound("no adapter here", where=str(path), cure="an adapter is a folder with adapter_config.json")
-    spec = store.read_json(path / "adapter_config.json")
+    spec = read_json(path / "adapter_config.json")
     if not isinstance(spec, dict) or spec.get("peft_type") != "LORA":
         raise FormatError("only LoRA adapters are supported", where=str(path))
     if spec.get("use_dora") or spec.get("rank_pattern") or spec.get("alpha_pattern") or spec.get("fan_in_fan_out"):
@@ -113,7 +114,7 @@ def load_adapter(path: str | Path) -> Adapter:
     if not isinstance(targets, list):  # PEFT allows a pattern: what it matched is in the names
         targets = sorted({name.split(".")[-2] for name in pairs})
     scale = alpha / math.sqrt(rank) if spec.get("use_rslora") else alpha / rank
-    notes = store.read_json(path / "ladderlm.json") if (path / "ladderlm.json").exists() else {}
+    notes = read_json(path / "ladderlm.json") if (path / "ladderlm.json").exists() else {}
     return Adapter(
         path, str(spec.get("base_model_name_or_path") or ""), LoraConfig(rank, float(alpha), tuple(targets)), scale,
         pairs, notes.get("lineage") or {}, (path / "adapter_model.safetensors").stat().st_size,

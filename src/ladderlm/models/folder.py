@@ -16,6 +16,7 @@ from ladderlm import store
 from ladderlm.errors import FormatError, NotFound, UsageError, nearest
 from ladderlm.models import families
 from ladderlm.models.arch import Architecture
+from ladderlm.models.bounded import read_json, shown
 from ladderlm.models.card import render_card
 from ladderlm.models.families.ggufs import from_gguf
 from ladderlm.models.families.stored import Stored
@@ -97,7 +98,7 @@ def load_gguf(path: Path, ref: str, name: str, lineage: Mapping[str, Any] | None
 
 def load_folder(path: Path, ref: str, name: str) -> ModelFiles:
     """A folder in the Hugging Face layout as a model."""
-    arch = families.from_hf(_optional_json(path / "config.json"))
+    arch = families.from_hf(_json_object(path / "config.json"))
     weights = SafetensorsWeights(read_shards(path), families.stored(arch), arch.tensor_shapes(), str(path))
     generation = _optional_json(path / "generation_config.json")
     notes = _optional_json(path / "ladderlm.json")
@@ -117,19 +118,24 @@ def read_shards(path: Path) -> dict[str, Any]:
         if not (path / "model.safetensors").exists():
             raise NotFound("no model.safetensors", where=str(path), cure="LadderLM reads safetensors and GGUF only")
         return dict(read_safetensors(path / "model.safetensors"))
-    weight_map = store.read_json(index).get("weight_map")
+    weight_map = _json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise FormatError("the index has no sound weight_map", where=str(index))
     tensors: dict[str, Any] = {}
     for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard:
-            raise FormatError(f"the index names a file outside its folder: {shard!r}", where=str(index))
-        tensors |= read_safetensors(path / shard)
+        if Path(shard).name != shard or shard == ".." or "\\" in shard or not shard.isprintable():
+            raise FormatError(f"the index names a file outside its folder: '{shown(shard)}'", where=str(index))
+        held = read_safetensors(path / shard)
+        tensors |= {name: tensor for name, tensor in held.items() if weight_map.get(name) == shard}
     return tensors
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    data = store.read_json(path) if path.exists() else {}
+    return _json_object(path) if path.exists() else {}
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    data = read_json(path)
     if not isinstance(data, dict):
         raise FormatError("must hold a JSON object", where=str(path))
     return data

@@ -6,7 +6,6 @@ costs neither memory nor time: it is a FormatError.
 
 from __future__ import annotations
 
-import mmap
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from ladderlm.errors import FormatError, NotFound
+from ladderlm.errors import FormatError
+from ladderlm.models.bounded import map_file, shown
 from ladderlm.models.quants import KINDS, NUMBERS, Bytes, row_bytes
 
 _SCALARS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
-_MAX_KEYS, _MAX_TENSORS, _MAX_STRINGS, _MAX_WEIGHTS = 4096, 65536, 2**21, 2**40
+_MAX_KEYS, _MAX_TENSORS, _MAX_WEIGHTS = 4096, 65536, 2**40
+_MAX_STRINGS, _MAX_TEXT = 2**20, 2**25  # a vocabulary of 256,000 tokens and its merges: 800,000 of 8 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class _Reader:
     """A cursor over the mapped file that refuses to leave it."""
 
     def __init__(self, data: memoryview, path: Path) -> None:
-        self.data, self.path, self.at, self.strings = data, path, 0, 0
+        self.data, self.path, self.at, self.strings, self.text_bytes = data, path, 0, 0, 0
 
     def fail(self, what: str) -> FormatError:
         return FormatError(what, where=str(self.path), cure="the file is damaged or no GGUF: fetch it again")
@@ -74,10 +75,12 @@ class _Reader:
 
     def text(self) -> str:
         self.strings += 1
-        if self.strings > _MAX_STRINGS:
+        size = self.u64()
+        self.text_bytes += size
+        if self.strings > _MAX_STRINGS or self.text_bytes > _MAX_TEXT:
             raise self.fail("the header holds too many strings")
         try:
-            return str(self.take(self.u64()), "utf-8")
+            return str(self.take(size), "utf-8")
         except UnicodeDecodeError:
             raise self.fail("the header holds text that is not UTF-8") from None
 
@@ -109,13 +112,7 @@ class _Reader:
 def read_gguf(path: str | Path) -> GGUF:
     """Opens a GGUF file. NotFound when it is not there, FormatError when it is not sound."""
     path = Path(path)
-    try:
-        with path.open("rb") as f:
-            mapped = np.frombuffer(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    except (FileNotFoundError, IsADirectoryError):
-        raise NotFound("no such file", where=str(path)) from None
-    except ValueError:  # mmap refuses an empty file
-        raise FormatError("the file is empty", where=str(path)) from None
+    mapped = map_file(path)
     r = _Reader(memoryview(mapped), path)  # type: ignore[arg-type]
     if bytes(r.take(4)) != b"GGUF":
         raise r.fail("not a GGUF file")
@@ -129,7 +126,7 @@ def read_gguf(path: str | Path) -> GGUF:
     for _ in range(key_count):
         key = r.text()
         if key in meta:
-            raise r.fail(f"the key {key!r} appears twice")
+            raise r.fail(f"the key '{shown(key)}' appears twice")
         meta[key] = r.value(r.u32())
     return GGUF(path, meta, _tensors(r, tensor_count, meta), len(mapped), mapped)
 
@@ -137,17 +134,17 @@ def read_gguf(path: str | Path) -> GGUF:
 def _tensors(r: _Reader, count: int, meta: dict[str, Any]) -> dict[str, GGUFTensor]:
     alignment = meta.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 1 <= alignment <= 2**20 or alignment & (alignment - 1):
-        raise r.fail(f"absurd alignment {alignment!r}")
+        raise r.fail(f"absurd alignment '{shown(str(alignment))}'")
     raw = [_tensor(r) for _ in range(count)]
     start = -(-r.at // alignment) * alignment
     tensors: dict[str, GGUFTensor] = {}
     end_of_last = start
     for t in sorted(raw, key=lambda t: t.offset):
         if t.name in tensors:
-            raise r.fail(f"the tensor {t.name!r} appears twice")
+            raise r.fail(f"the tensor '{shown(t.name)}' appears twice")
         offset = start + t.offset
         if t.offset % alignment or offset < end_of_last or offset + t.size > len(r.data):
-            raise r.fail(f"the tensor {t.name!r} lies outside the file or over another")
+            raise r.fail(f"the tensor '{shown(t.name)}' lies outside the file or over another")
         end_of_last = offset + t.size
         tensors[t.name] = GGUFTensor(t.name, t.kind, t.shape, offset, t.size)
     return tensors
@@ -156,12 +153,12 @@ def _tensors(r: _Reader, count: int, meta: dict[str, Any]) -> dict[str, GGUFTens
 def _tensor(r: _Reader) -> GGUFTensor:
     name, dims = r.text(), r.u32()
     if not 1 <= dims <= 4:
-        raise r.fail(f"the tensor {name!r} has {dims} dimensions")
+        raise r.fail(f"the tensor '{shown(name)}' has {dims} dimensions")
     sizes = [r.u64() for _ in range(dims)]
     number, offset = r.u32(), r.u64()
     if number not in NUMBERS:
         raise FormatError(
-            f"the tensor {name!r} has format {number}, which is not supported",
+            f"the tensor '{shown(name)}' has format {number}, which is not supported",
             where=str(r.path),
             cure="quantise it again to one of: " + ", ".join(KINDS),
         )
@@ -169,9 +166,9 @@ def _tensor(r: _Reader) -> GGUFTensor:
     for size in sizes:
         weights *= size
     if not 0 < weights < _MAX_WEIGHTS:
-        raise r.fail(f"the tensor {name!r} has the absurd shape {sizes}")
+        raise r.fail(f"the tensor '{shown(name)}' has the absurd shape {sizes}")
     kind = NUMBERS[number]
     if sizes[0] % KINDS[kind].weights:
-        raise r.fail(f"the rows of {name!r} end inside a {kind} block")
+        raise r.fail(f"the rows of '{shown(name)}' end inside a {kind} block")
     size = weights // sizes[0] * row_bytes(kind, sizes[0])
     return GGUFTensor(name, kind, tuple(reversed(sizes)), offset, size)
