@@ -194,10 +194,11 @@ class Architecture(Value):
         shapes: Shapes = {}
         for name, rows in (("q_proj", q), ("k_proj", kv), ("v_proj", kv)):
             shapes |= _linear(prefix + name, rows, self.dim, self.qkv_bias)
-        norms = {"head": ((self.head_dim,),) * 2, "all": ((q,), (kv,)),
-                 "heads": ((self.heads, self.head_dim), (self.kv_heads, self.head_dim))}  # fmt: skip
-        if self.qk_norm:
-            shapes[prefix + "q_norm.weight"], shapes[prefix + "k_norm.weight"] = norms[self.qk_norm]
+        for name, heads in (("q_norm", self.heads), ("k_norm", self.kv_heads)):
+            if self.qk_norm == "heads":
+                shapes |= {f"{prefix}{name}.norms.{h}.weight": (self.head_dim,) for h in range(heads)}
+            elif self.qk_norm:
+                shapes[f"{prefix}{name}.weight"] = (heads * self.head_dim if self.qk_norm == "all" else self.head_dim,)
         return shapes | _linear(prefix + "o_proj", self.dim, q, self.out_bias)
 
     def _mlp_shapes(self, layer: int, prefix: str) -> Shapes:

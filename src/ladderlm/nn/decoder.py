@@ -44,7 +44,7 @@ class Positions:
         """What a layer's attention needs to place tokens at `positions_T` in texts of at most `length`."""
         arch = self._arch
         if arch.positions == "alibi":
-            return Turns(slopes_H=alibi_slopes(arch.heads))
+            return Turns(slopes_H=alibi_slopes(arch.heads) * arch.scale)  # Falcon scales it with the scores
         if arch.positions != "rotary":
             return Turns()
         long = length > arch.rope_scaling.get("original_max_position_embeddings", length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -22,9 +23,11 @@ def from_hf(config: Mapping[str, Any]) -> Architecture:
     if family not in _HOMES:
         raise FormatError(f"the family {family!r} is not supported: {nearest(str(family), FAMILIES)}", cure=SERVED)
     try:
-        return _HOMES[family].read(Config(config))
+        arch: Architecture = _HOMES[family].read(Config(config))
     except (TypeError, ValueError, OverflowError) as error:  # a hostile field of another type
         raise FormatError(f"not a sound {family} config: {error}", where="config.json") from None
+    pad = config.get("pad_token_id")
+    return dataclasses.replace(arch, pad_id=pad if isinstance(pad, int) and 0 <= pad < arch.vocab_size else -1)
 
 
 def to_hf(
@@ -39,6 +42,7 @@ def to_hf(
         **home.write(arch),
         "dtype": dtype,
         "torch_dtype": dtype,
+        "pad_token_id": None if arch.pad_id < 0 else arch.pad_id,
         "bos_token_id": bos_id,
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
     }

@@ -42,7 +42,7 @@ def _opt(c: Config) -> Architecture:
         head_dim=dim // max(heads, 1), hidden=c.int("ffn_dim"), context_length=c.int("max_position_embeddings", 2048),
         norm_eps=1e-5, tied=bool(c.get("tie_word_embeddings", True)), family="opt", positions="learned",
         position_offset=_OPT_OFFSET, activation=c.activation("activation_function", "relu"), **_LAYER_NORM,
-        qkv_bias=bias, out_bias=bias, mlp_bias=bias, pad_id=c.int("pad_token_id", 1),
+        qkv_bias=bias, out_bias=bias, mlp_bias=bias,
     )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def write(arch: Architecture) -> dict[str, Any]:
     if arch.family == "opt":
         return shared | {
             "ffn_dim": arch.hidden, "word_embed_proj_dim": arch.dim, "do_layer_norm_before": True,
-            "activation_function": spelled(arch.activation), "enable_bias": arch.qkv_bias, "pad_token_id": arch.pad_id,
+            "activation_function": spelled(arch.activation), "enable_bias": arch.qkv_bias,
         }  # fmt: skip
     parallel = arch.placement == "parallel"
     # The layout of the newer Falcons holds the older ones' too, except where attention is not parallel.

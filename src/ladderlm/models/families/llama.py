@@ -162,7 +162,7 @@ def _own_keys(arch: Architecture) -> dict[str, Any]:
             if arch.family == "gemma":
                 return keys
             return keys | windows | {
-                "query_pre_attn_scalar": round(arch.scale**-2, 6),
+                "query_pre_attn_scalar": round(arch.scale**-2),
                 "attn_logit_softcapping": arch.attention_cap or None,
                 "final_logit_softcapping": arch.logit_cap or None,
             }  # fmt: skip
