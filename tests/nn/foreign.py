@@ -37,7 +37,9 @@ def _llama(kind: str, shape: dict[str, Any] | None = None, cls: str = "", **more
     def make() -> Any:
         config = getattr(transformers, f"{kind}Config")(**{**(shape or _SHAPE), **more})
         name = cls or ("GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM")
-        return getattr(transformers, name)._from_config(config, attn_implementation="eager")
+        # transformers' plain attention adds ALiBi twice; its fused one adds it once.
+        attention = "sdpa" if more.get("alibi") else "eager"
+        return getattr(transformers, name)._from_config(config, attn_implementation=attention)
 
     return make
 

@@ -66,7 +66,8 @@ def test_logits_are_those_of_transformers_both_ways(name: str, tmp_path: Path) -
     save_model(tmp_path / "ours", files.arch, eager(files.weights), files.tokenizer, None, generation={}, lineage={})
     again = open_model(str(tmp_path / "ours"))
     assert again.arch == files.arch
-    back = type(model).from_pretrained(tmp_path / "ours", attn_implementation="eager", dtype=torch.float32).eval()
+    attention = model.config._attn_implementation
+    back = type(model).from_pretrained(tmp_path / "ours", attn_implementation=attention, dtype=torch.float32).eval()
     assert gap(back, decoder) < CLOSE
     theirs_there, ours_there = model.state_dict(), back.state_dict()
     assert all(torch.equal(ours_there[key], value) for key, value in theirs_there.items())
