@@ -1,5 +1,6 @@
 """GGUF: what is sound is read, what is hostile is a FormatError, quickly."""
 
+import dataclasses
 import struct
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from ladderlm.errors import FormatError, LadderError, NotFound
 from ladderlm.models import open_model
+from ladderlm.models.families.ggufs import pairs_from_halves
 from ladderlm.models.gguf import read_gguf
 
 
@@ -49,17 +51,16 @@ def test_metadata_and_special_tokens(model: Path) -> None:
 
 def test_interleaving_rotates_like_halves() -> None:
     """The permutation is right if pairs rotated in GGUF's order equal halves rotated in ours."""
-    from ladderlm.models.weights import halves_from_pairs
-
     dim, angle = 8, np.linspace(0.1, 0.8, 4)
-    pairs = np.random.default_rng(0).normal(size=dim)
+    order = pairs_from_halves(dataclasses.replace(tiny.ARCH, heads=1, kv_heads=1), "self_attn.q_proj")
+    halves = np.random.default_rng(0).normal(size=dim)
+    pairs = halves[order]
     a, b = pairs[0::2], pairs[1::2]
     turned = np.empty(dim)
     turned[0::2], turned[1::2] = a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)
-    halves = pairs[halves_from_pairs(dim, dim)]
     x, y = halves[:4], halves[4:]
     ours = np.concatenate([x * np.cos(angle) - y * np.sin(angle), y * np.cos(angle) + x * np.sin(angle)])
-    assert np.allclose(turned[halves_from_pairs(dim, dim)], ours)
+    assert np.allclose(turned, ours[order])
 
 
 def small(**changes: Any) -> bytes:

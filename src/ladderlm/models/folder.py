@@ -18,7 +18,7 @@ from ladderlm.models import families
 from ladderlm.models.arch import Architecture
 from ladderlm.models.bounded import read_json, shown
 from ladderlm.models.card import render_card
-from ladderlm.models.families.ggufs import from_gguf
+from ladderlm.models.families import ggufs
 from ladderlm.models.families.stored import Stored
 from ladderlm.models.gguf import read_gguf
 from ladderlm.models.safetensors import DTYPES, SafetensorsWeights, read_safetensors, stored_bytes, write_safetensors
@@ -83,7 +83,10 @@ def load_gguf(path: Path, ref: str, name: str, lineage: Mapping[str, Any] | None
     """A GGUF file as a model."""
     file = read_gguf(path)
     meta = file.meta
-    arch = from_gguf(meta, tied="output.weight" not in file.tensors)
+    held = {tensor.name: tensor.shape for tensor in file.tensors.values()}
+    arch = ggufs.from_gguf(meta, held, ggufs.factors(file))
+    layout, shapes = ggufs.stored(arch), arch.tensor_shapes()
+    ggufs.check_held(layout, held, shapes, str(path))
     tokenizer = Tokenizer.from_gguf(meta)
     _check_vocabulary(tokenizer, arch, path)
     source = meta.get("tokenizer.chat_template")
@@ -92,7 +95,7 @@ def load_gguf(path: Path, ref: str, name: str, lineage: Mapping[str, Any] | None
     lineage = lineage or {"base": base, "licence": base["licence"]}
     generation = {"eos_token_id": list(tokenizer.stop_ids)}
     return ModelFiles(
-        ref, name, path, arch, GGUFWeights(file, arch), tokenizer, template, generation, lineage, file.bytes
+        ref, name, path, arch, GGUFWeights(file, layout, shapes), tokenizer, template, generation, lineage, file.bytes
     )
 
 
