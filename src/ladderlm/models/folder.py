@@ -14,7 +14,7 @@ import numpy as np
 
 from ladderlm import store
 from ladderlm.errors import FormatError, NotFound, UsageError, nearest
-from ladderlm.models import families
+from ladderlm.models import families, packed_ints
 from ladderlm.models.arch import Architecture
 from ladderlm.models.bounded import read_json, shown
 from ladderlm.models.card import render_card
@@ -101,8 +101,10 @@ def load_gguf(path: Path, ref: str, name: str, lineage: Mapping[str, Any] | None
 
 def load_folder(path: Path, ref: str, name: str) -> ModelFiles:
     """A folder in the Hugging Face layout as a model."""
-    arch = families.from_hf(_json_object(path / "config.json"))
-    weights = SafetensorsWeights(read_shards(path), families.stored(arch), arch.tensor_shapes(), str(path))
+    config = _json_object(path / "config.json")
+    arch = families.from_hf(config)
+    tensors = packed_ints.gather(config, read_shards(path), str(path))
+    weights = SafetensorsWeights(tensors, families.stored(arch), arch.tensor_shapes(), str(path))
     generation = _optional_json(path / "generation_config.json")
     notes = _optional_json(path / "ladderlm.json")
     if notes.get("format", FORMAT) > FORMAT:
@@ -190,7 +192,7 @@ def _check_vocabulary(tokenizer: Tokenizer, arch: Architecture, path: Path) -> N
 def save_model(
     path: str | Path,
     arch: Architecture,
-    tensors: Mapping[str, np.ndarray],
+    tensors: packed_ints.Tensors,
     tokenizer: Tokenizer,
     template: ChatTemplate | None,
     *,
@@ -213,6 +215,7 @@ def save_model(
         _write_weights(folder, arch, tensors, dtype)
         ends = list(tokenizer.stop_ids)
         config = families.to_hf(arch, bos_id=tokenizer.bos_id, eos_ids=ends, dtype=dtype)
+        config |= packed_ints.settings(families.stored(arch), tensors)
         store.write_json(folder / "config.json", config)
         (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
         store.write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, template, arch))
@@ -223,12 +226,12 @@ def save_model(
         (folder / "README.md").write_text(render_card(lineage, arch, name=path.name), encoding="utf-8")
 
 
-def _write_weights(folder: Path, arch: Architecture, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
+def _write_weights(folder: Path, arch: Architecture, tensors: packed_ints.Tensors, dtype: str) -> None:
     shards: list[list[Stored]] = [[]]
     size = total = 0
     shapes = arch.tensor_shapes()
     for stored in families.stored(arch):
-        grown = stored_bytes(stored.shape(shapes), dtype)
+        grown = packed_ints.packed_bytes(stored, tensors) or stored_bytes(stored.shape(shapes), dtype)
         if shards[-1] and size + grown > SHARD_BYTES:
             shards.append([])
             size = 0
@@ -237,8 +240,9 @@ def _write_weights(folder: Path, arch: Architecture, tensors: Mapping[str, np.nd
     where: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(folder / file, {s.name: s.join(tensors.__getitem__) for s in shard}, dtype)
-        where |= {s.name: file for s in shard}
+        held = {name: value for s in shard for name, value in packed_ints.join(s, tensors).items()}
+        write_safetensors(folder / file, held, dtype)
+        where |= dict.fromkeys(held, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": where}
         store.write_json(folder / "model.safetensors.index.json", index)

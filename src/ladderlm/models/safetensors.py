@@ -15,6 +15,7 @@ from ladderlm.errors import FormatError, NotFound
 from ladderlm.models.arch import Shapes
 from ladderlm.models.bounded import MAX_JSON, map_file, parse_json, shown
 from ladderlm.models.families.stored import Stored
+from ladderlm.models.packed_ints import PackedMatrix, part_blocks
 from ladderlm.models.quants import Bytes, bfloat16
 from ladderlm.models.weights import Blocks, matrix_blocks
 from ladderlm.types import FloatArray
@@ -92,8 +93,10 @@ def _sound(entry: Any) -> bool:
     if not isinstance(entry, dict):
         return False
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    lists = isinstance(shape, list) and isinstance(offsets, list) and len(shape) <= _MAX_DIMS and len(offsets) == 2
-    return lists and all(map(_count, [*shape, *offsets])) and isinstance(dtype, str) and dtype in _SIZES
+    if not isinstance(shape, list) or not isinstance(offsets, list) or not isinstance(dtype, str):
+        return False
+    counts = all(map(_count, [*shape, *offsets]))
+    return counts and len(shape) <= _MAX_DIMS and len(offsets) == 2 and dtype in _SIZES
 
 
 def _count(value: Any) -> bool:
@@ -141,10 +144,14 @@ class SafetensorsWeights:
     """The canonical tensors of a model in one or several safetensors files, whatever its family calls them."""
 
     def __init__(
-        self, tensors: Mapping[str, StoredTensor], layout: Sequence[Stored], shapes: Shapes, where: str = ""
+        self,
+        tensors: Mapping[str, StoredTensor | PackedMatrix],
+        layout: Sequence[Stored],
+        shapes: Shapes,
+        where: str = "",
     ) -> None:
         self._shapes = shapes
-        self._source: dict[str, tuple[StoredTensor, Stored]] = {}
+        self._source: dict[str, tuple[StoredTensor | PackedMatrix, Stored]] = {}
         for stored in layout:
             # A file of the bare body lacks the first part of the names: wte.weight for transformer.wte.weight.
             tensor = tensors.get(stored.name) or tensors.get(stored.name.partition(".")[2])
@@ -152,7 +159,7 @@ class SafetensorsWeights:
                 raise FormatError(f"the tensor {stored.name!r} is missing", where=where)
             if (wanted := stored.shape(shapes)) != tensor.shape:
                 raise FormatError(f"{stored.name} has shape {tensor.shape}, not {wanted}", where=where)
-            self._source |= {part: (tensor, stored) for part in stored.parts}
+            self._source |= dict.fromkeys(stored.parts, (tensor, stored))
 
     def names(self) -> list[str]:
         return list(self._shapes)
@@ -168,11 +175,13 @@ class SafetensorsWeights:
 
     def blocks(self, name: str) -> Blocks | None:
         tensor, stored = self._get(name)
+        if isinstance(tensor, PackedMatrix) and (found := part_blocks(tensor, stored, name, self._shapes)):
+            return found
         if len(self._shapes[name]) != 2 or stored.plus or tensor.dtype not in ("F32", "F16", "BF16"):
             return matrix_blocks("F32", self.float32(name))
         return matrix_blocks(tensor.dtype, stored.part(tensor.raw(), name, self._shapes))
 
-    def _get(self, name: str) -> tuple[StoredTensor, Stored]:
+    def _get(self, name: str) -> tuple[StoredTensor | PackedMatrix, Stored]:
         try:
             return self._source[name]
         except KeyError:

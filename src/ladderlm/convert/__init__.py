@@ -1,0 +1,1 @@
+"""Models made into other forms: quantised, merged, exported, verified."""
