@@ -26,11 +26,13 @@ _SENTINEL = chr(0x10FFFE - 1) + "said" + chr(0x10FFFE - 1)
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What the model reads. `mask` is True on what the assistant says, its end-of-turn token included."""
+    """What the model reads. `mask` is True on what the assistant says, its end-of-turn token included. `spans` are
+    the characters (start, end) of `text` that each id stands for."""
 
     ids: list[int]
     mask: list[bool]
     text: str
+    spans: list[Span]
 
 
 def render(
@@ -52,16 +54,26 @@ def render(
     tools = [wire_tool(t.name, t.description, t.parameters) for t in conversation.tools]
     shield = _Shield(tokenizer)
     messages, tools = shield.cover(messages), shield.cover(tools)
-    prefill = ""
-    if add_generation_prompt and messages and messages[-1]["role"] == "assistant":
-        prefill = messages.pop()["content"]
+    prefill = messages.pop() if add_generation_prompt and messages and messages[-1]["role"] == "assistant" else None
+    if prefill and prefill.keys() - {"role", "content"}:
+        raise UsageError("the beginning of an answer can be text only", cure="no reasoning and tool calls in it")
     text = template(messages, tools, add_generation_prompt=add_generation_prompt)
-    spans = _said(text, messages, tools, template, tokenizer, strict=not add_generation_prompt)
-    if prefill:
-        spans.append((len(text), len(text) + len(prefill)))
-        text += prefill
-    ids, mask = _encode(text, spans, tokenizer, shield)
-    return Rendered(ids, mask, shield.uncover(text))
+    said = _said(text, messages, tools, template, tokenizer, strict=not add_generation_prompt)
+    if prefill and prefill["content"]:
+        begun = _begun(text, [*messages, prefill], tools, template)
+        said.append((len(text) if begun.startswith(text) else len(begun) - len(prefill["content"]), len(begun)))
+        text = begun
+    return _encode(text, said, tokenizer, shield)
+
+
+def _begun(prompt: str, messages: list[Any], tools: list[Any], template: ChatTemplate) -> str:
+    """The text up to the end of the last message, as that message would stand in the conversation. Where a template
+    cannot show it there, it simply follows the prompt."""
+    content = messages[-1]["content"]
+    text, found, _ = template([*messages[:-1], {**messages[-1], "content": content + _SENTINEL}], tools).partition(
+        _SENTINEL
+    )
+    return text if found and text.endswith(content) else prompt + content
 
 
 # --- Wire form ----------------------------------------------------------------------------------------------------
@@ -215,23 +227,41 @@ def _by_mark(
     stop = len(text) - len(tail)
     blank = len(tail) - len(tail.lstrip())
     end = next((e for e in ends if tail[blank:].startswith(e)), None)
-    return len(head), stop + (blank + len(end) if end else 0)
+    return _start(head, messages[:i], tools, template), stop + (blank + len(end) if end else 0)
 
 
-def _encode(text: str, spans: list[Span], tokenizer: Tokenizer, shield: _Shield) -> tuple[list[int], list[bool]]:
-    edges = {edge for span in spans for edge in span}
-    if not shield.hidden:
-        ids, offsets = tokenizer.encode_spans(text, special=True)
-        if not any(a < edge < b for a, b in offsets for edge in edges):
-            return ids, [any(a <= start and end <= b for a, b in spans) for start, end in offsets]
-    # A token would reach over where the assistant begins, where generation could not have produced it; or spelled
-    # control tokens must be told from real ones: encode piece by piece.
-    ids, mask = [], []
-    cuts = sorted(edges | {0, len(text)})
-    for start, stop in itertools.pairwise(cuts):
-        said = any(a <= start and stop <= b for a, b in spans)
+def _start(head: str, before: list[Any], tools: list[Any], template: ChatTemplate) -> int:
+    """Where generation would begin in `head`, which ends where the assistant's content does: after the generation
+    prompt, or, for templates without one, where the blanks before the content begin ("[/INST] Hello")."""
+    try:
+        bare, prompt = template(before, tools), template(before, tools, add_generation_prompt=True)
+    except FormatError:
+        return len(head)
+    if not prompt.startswith(bare):
+        return len(head)
+    sign = prompt[len(bare) :]
+    start = head.rfind(sign) + len(sign) if sign and sign in head else len(head)
+    if not sign:
+        start = len(head.rstrip())
+    last = before[-1]["content"].strip() if before else ""
+    return start if not last or head.rfind(last) + len(last) <= start else len(head)
+
+
+def _encode(text: str, said: list[Span], tokenizer: Tokenizer, shield: _Shield) -> Rendered:
+    """Encodes piece by piece, so that no token reaches over where the assistant begins (generation could not have
+    produced it) and spelled control tokens are told from real ones."""
+    pieces: list[tuple[str, int | None]] = []
+    marks: list[bool] = []
+    for start, stop in itertools.pairwise(sorted({edge for span in said for edge in span} | {0, len(text)})):
+        mine = any(a <= start and stop <= b for a, b in said)
         for piece, control in shield.pieces(text[start:stop]):
-            new = [tokenizer.control[piece]] if control else tokenizer.encode(shield.uncover(piece))
-            ids += new
-            mask += [said] * len(new)
-    return ids, mask
+            pieces.append((piece, tokenizer.control[piece]) if control else (shield.uncover(piece), None))
+            marks.append(mine)
+    out = Rendered([], [], "".join(piece for piece, _ in pieces), [])
+    at = 0
+    for (piece, _), mine, (ids, spans) in zip(pieces, marks, tokenizer.encode_pieces(pieces), strict=True):
+        out.ids.extend(ids)
+        out.mask.extend([mine] * len(ids))
+        out.spans.extend((at + a, at + b) for a, b in spans)
+        at += len(piece)
+    return out

@@ -1,135 +1,140 @@
-"""A GGUF vocabulary as a tokenizer.json: byte-level BPE ("gpt2") and SentencePiece BPE with scores ("llama")."""
+"""A GGUF vocabulary as a tokenizer.json: byte-level BPE ("gpt2"), SentencePiece BPE ("llama" with scores, "gemma4" with
+merges), SentencePiece Unigram ("t5") and WordPiece ("bert")."""
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ladderlm.errors import FormatError, nearest
+from ladderlm.text import specs
+from ladderlm.text.specs import CONTROL, SPACE, UNKNOWN, UNUSED, USER, Bert, Spaces, Spec
 
-_UNKNOWN, _CONTROL, _USER = 2, 3, 4  # tokenizer.ggml.token_type
-_WORDS_3 = (  # GPT-4's split; {n} is how many digits make a group
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{n}"
-    r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_WORDS_LOOSE = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-_GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
-_BYTES = {**_GPT2, "use_regex": False}
-_DIGITS = {"type": "Digits", "individual_digits": True}
+_KIND = "tokenizer.ggml."
+_MAX_PIECE = 2**16  # characters of one token
+PREFIX_KEY = "ladderlm.tokenizer.prefix"  # how spaces are put in front, where GGUF itself has no word for it
 
 
-def _split(pattern: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-
-
-# What tokenizer.ggml.pre names: the steps that cut text into words.
-_PRE: dict[str, list[dict[str, Any]]] = {
-    "gpt-2": [_GPT2],
-    "smollm": [_DIGITS, _GPT2],
-    "starcoder": [_DIGITS, _GPT2],
-    "refact": [_DIGITS, _GPT2],
-    "llama-bpe": [_split(_WORDS_3.format(n="{1,3}")), _BYTES],
-    "qwen2": [_split(_WORDS_3.format(n="")), _BYTES],
-    "default": [
-        _split(r"[\p{P}\$\+<=>\^~\|]+"),
-        _split(_WORDS_LOOSE),
-        _split(r"\p{N}+"),
-        _split(r"[0-9][0-9][0-9]"),
-        _BYTES,
-    ],
-}
-
-
-@functools.cache
-def byte_alphabet() -> tuple[str, ...]:
-    """GPT-2's printable stand-in for each byte: printable Latin-1 is itself, the rest count from U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table, spare = [], 0x100
-    for byte in range(256):
-        table.append(chr(byte if byte in printable else spare))
-        spare += byte not in printable
-    return tuple(table)
-
-
-def json_from_gguf(meta: Mapping[str, Any]) -> str:
-    """The tokenizer.json text for the tokenizer.ggml.* keys. FormatError when they are missing or unknown."""
+def spec_from_gguf(meta: Mapping[str, Any]) -> Spec:
+    """The tokenizer.json for the tokenizer.ggml.* keys. FormatError when they are missing or unknown."""
     model, tokens = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         raise FormatError("the GGUF file holds no vocabulary")
+    if max(map(len, tokens)) > _MAX_PIECE:
+        raise FormatError("a token of the GGUF vocabulary is absurdly long")
     types = meta.get("tokenizer.ggml.token_type")
     types = [1] * len(tokens) if types is None else [int(t) for t in types]
     if len(types) != len(tokens):
         raise FormatError("the GGUF vocabulary and its token types differ in length")
+    if (unknown := token_id(meta, "unknown")) is not None and model in ("llama", "gemma4", "t5"):
+        types = [kind if kind != UNKNOWN else UNUSED for kind in types]  # old files mark padding as unknown too
+        types[unknown] = UNKNOWN
+    special: tuple[int, ...] = (UNKNOWN, CONTROL, USER)
     if model == "gpt2":
-        spec = _byte_level(meta, tokens)
-    elif model == "llama":
+        spec, special = _byte_level(meta, tokens), (CONTROL, USER)
+    elif model in ("llama", "gemma4"):
         spec = _sentencepiece(meta, tokens, types)
+    elif model == "t5":
+        special = (*special, UNUSED)  # else text could spell them
+        spec = specs.unigram(tokens, types, _scores(meta, len(tokens)), _spaces(meta, tokens))
+    elif model == "bert":
+        spec = _wordpiece(meta, tokens)
+        tokens = list(spec["model"]["vocab"])
     else:
-        raise FormatError(f"the GGUF tokenizer {model!r} is not supported", cure="supported: gpt2, llama")
-    spec["added_tokens"] = [
-        {
-            "id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
-            "normalized": False, "special": kind != _USER,
-        }
+        raise FormatError(f"the GGUF tokenizer {model!r} is not supported", cure="supported: gpt2, llama, t5, bert")
+    found = [
+        specs.added(i, token, special=kind != USER)
         for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
-        if token and kind in ((_CONTROL, _USER) if model == "gpt2" else (_UNKNOWN, _CONTROL, _USER))
-    ]  # fmt: skip
-    return json.dumps({"version": "1.0", "truncation": None, "padding": None, **spec}, ensure_ascii=False)
+        if token and kind in special
+    ]
+    post = _post(meta, tokens, bert=model == "bert", bos=model == "llama", eos=model == "t5")
+    return specs.whole({**spec, "post_processor": post}, found)
 
 
-def _byte_level(meta: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
+def token_id(meta: Mapping[str, Any], name: str) -> int | None:
+    """The id under tokenizer.ggml.NAME_token_id, None where there is none (or one beyond the vocabulary)."""
+    value = meta.get(f"{_KIND}{name}_token_id")
+    return value if isinstance(value, int) and 0 <= value < len(meta["tokenizer.ggml.tokens"]) else None
+
+
+def _post(meta: Mapping[str, Any], tokens: Sequence[str], *, bert: bool, bos: bool, eos: bool) -> Spec | None:
+    """What is put around text. `bos`, `eos`: whether they are when the file does not say."""
+    first, last = token_id(meta, "bos"), token_id(meta, "eos")
+    if bert:
+        first, last, bos, eos = token_id(meta, "cls"), token_id(meta, "seperator"), True, True  # their spelling
+        if first is None:  # older files call [CLS] the BOS, or leave it at its usual place
+            first = token_id(meta, "bos") if token_id(meta, "bos") is not None else _find(tokens, "[CLS]")
+        last = last if last is not None else _find(tokens, "[SEP]")
+    else:
+        bos = bool(meta.get("tokenizer.ggml.add_bos_token", bos))
+        eos = bool(meta.get("tokenizer.ggml.add_eos_token", eos))
+    head = [(tokens[first], first)] if bos and first is not None else []
+    tail = [(tokens[last], last)] if eos and last is not None else []
+    return specs.template(head, tail, types=bert)
+
+
+def _find(tokens: Sequence[str], name: str) -> int | None:
+    return tokens.index(name) if name in tokens else None
+
+
+def _byte_level(meta: Mapping[str, Any], tokens: Sequence[str]) -> Spec:
     pre = meta.get("tokenizer.ggml.pre", "default")
-    if pre not in _PRE:
-        raise FormatError(f"the GGUF pre-tokenizer {pre!r} is not supported", cure=nearest(str(pre), _PRE))
+    if pre not in specs.CUTS:
+        raise FormatError(f"the GGUF pre-tokenizer {pre!r} is not supported", cure=nearest(str(pre), specs.CUTS))
+    return specs.byte_level({token: i for i, token in enumerate(tokens)}, _merges(meta), specs.CUTS[pre])
+
+
+def _merges(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Each "left right"; the left one may itself begin with a space."""
     merges = meta.get("tokenizer.ggml.merges")
-    pairs = [m.split(" ", 1) for m in merges] if isinstance(merges, list) else []
-    if not pairs or any(len(p) != 2 for p in pairs):
-        raise FormatError("the GGUF vocabulary has no sound merges")
-    return {
-        "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _PRE[pre]},
-        "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-            "ignore_merges": pre == "llama-bpe",
-            "vocab": {token: i for i, token in enumerate(tokens)}, "merges": pairs,
-        },
-    }  # fmt: skip
+    found = []
+    if not isinstance(merges, list):
+        raise FormatError("the GGUF vocabulary has no merges")
+    for merge in merges:
+        cut = merge.find(" ", 1)
+        found.append((merge[:cut], merge[cut + 1 :]))
+        if cut < 0 or not found[-1][1]:
+            raise FormatError(f"{merge[:40]!r} in the GGUF vocabulary is no merge")
+    return found
 
 
-def _sentencepiece(meta: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> dict[str, Any]:
-    """SentencePiece merges the pair whose union has the best score: the same as merges ordered by that score."""
+def _scores(meta: Mapping[str, Any], size: int) -> list[float]:
     scores = meta.get("tokenizer.ggml.scores")
-    if scores is None or len(scores) != len(tokens):
+    if scores is None or len(scores) != size:
         raise FormatError("the GGUF vocabulary has no sound scores")
-    vocab = {token: i for i, token in enumerate(tokens)}
-    merges = []
-    for token, i in vocab.items():
-        if types[i] == 1 and 2 <= len(token) <= 64:
-            cuts = ((token[:k], token[k:]) for k in range(1, len(token)))
-            merges += [(-float(scores[i]), vocab[a], vocab[b], a, b) for a, b in cuts if a in vocab and b in vocab]
-    merges.sort()
-    unknown = next((tokens[i] for i, kind in enumerate(types) if kind == _UNKNOWN), None)
-    prefix = bool(meta.get("tokenizer.ggml.add_space_prefix", True))
-    space: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-    back: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}
-    ]  # fmt: skip
-    if prefix:
-        back.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    steps = [{"type": "Prepend", "prepend": "▁"}, space] if prefix else [space]
-    return {
-        "normalizer": {"type": "Sequence", "normalizers": steps},
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": back},
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": unknown, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
-            "vocab": vocab, "merges": [[a, b] for *_, a, b in merges],
-        },
-    }  # fmt: skip
+    return [float(s) for s in scores]
+
+
+def _spaces(meta: Mapping[str, Any], tokens: Sequence[str]) -> Spaces:
+    prefix = "always" if meta.get("tokenizer.ggml.add_space_prefix", True) else ""
+    if meta.get(PREFIX_KEY) in ("missing", "first"):
+        prefix = str(meta[PREFIX_KEY])
+    charsmap = meta.get("tokenizer.ggml.precompiled_charsmap")
+    squeeze = bool(meta.get("tokenizer.ggml.remove_extra_whitespaces", False))
+    data = b"" if charsmap is None else bytes(x & 0xFF for x in map(int, charsmap))
+    return Spaces(prefix, squeeze, data)
+
+
+def _sentencepiece(meta: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Spec:
+    if "tokenizer.ggml.merges" in meta:
+        return specs.sentencepiece_bpe(tokens, types, _merges(meta), _spaces(meta, tokens))
+    merges = specs.merges_of(tokens, types, _scores(meta, len(tokens)))
+    return specs.sentencepiece_bpe(tokens, types, merges, _spaces(meta, tokens))
+
+
+def _wordpiece(meta: Mapping[str, Any], tokens: Sequence[str]) -> Spec:
+    """GGUF marks the beginning of a word (▁) where BERT marks what continues one (##)."""
+    vocab: dict[str, int] = {}
+    for i, token in enumerate(tokens):
+        if token.startswith(SPACE):
+            token = token[1:]
+        elif not (token.startswith("[") and token.endswith("]") and len(token) > 1):
+            token = "##" + token
+        if vocab.setdefault(token, i) != i:
+            raise FormatError(f"the GGUF vocabulary holds {token!r} twice")
+    unknown = token_id(meta, "unknown")
+    lowercase = bool(meta.get("tokenizer.ggml.normalizer.lowercase", True))
+    accents = meta.get("tokenizer.ggml.normalizer.strip_accents")
+    bert = Bert(lowercase, accents if isinstance(accents, bool) else None)
+    names = list(vocab)
+    return specs.wordpiece(vocab, bert, "[UNK]" if unknown is None else names[unknown])
