@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,14 @@ from ladderlm.models.card import render_card
 from ladderlm.models.families import ggufs
 from ladderlm.models.families.stored import Stored
 from ladderlm.models.gguf import read_gguf
-from ladderlm.models.safetensors import DTYPES, SafetensorsWeights, read_safetensors, stored_bytes, write_safetensors
+from ladderlm.models.safetensors import (
+    DTYPES,
+    SafetensorsWeights,
+    read_safetensors,
+    stored_bytes,
+    stream_safetensors,
+    write_safetensors,
+)
 from ladderlm.models.weights import GGUFWeights, Weights
 from ladderlm.text.template import ChatTemplate
 from ladderlm.text.tokenizer import SpecialTokens, Tokenizer
@@ -189,6 +196,27 @@ def _check_vocabulary(tokenizer: Tokenizer, arch: Architecture, path: Path) -> N
 # --- Writing ------------------------------------------------------------------------------------------------------
 
 
+class LazyTensors(Mapping[str, np.ndarray]):
+    """The tensors `names`, each made by `make` when it is asked for, and not kept."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], np.ndarray]) -> None:
+        self._names, self._make = dict.fromkeys(names), make
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def save_model(
     path: str | Path,
     arch: Architecture,
@@ -201,21 +229,22 @@ def save_model(
     dtype: str = "float32",
     replace: bool = False,
 ) -> None:
-    """Writes a whole model folder or nothing. `tensors` by Hugging Face names, shapes as `arch.tensor_shapes()`.
+    """Writes a whole model folder or nothing. `tensors` by canonical names, shapes as `arch.tensor_shapes()`; of
+    LazyTensors each is made once, when it is written, so that only one is in memory.
 
     Raises FormatError for a missing or misshapen tensor, StorageError when `path` exists and not `replace`.
     """
     path = Path(path)
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}", cure=nearest(dtype, DTYPES))
-    for name, shape in arch.tensor_shapes().items():
-        if name not in tensors or tuple(tensors[name].shape) != shape:
-            raise FormatError(f"the tensor {name!r} is missing or not of shape {shape}", where=str(path))
+    if missing := [name for name in arch.tensor_shapes() if name not in tensors]:
+        raise FormatError(f"the tensor {missing[0]!r} is missing", where=str(path))
     with store.atomic_dir(path, replace=replace) as folder:
         _write_weights(folder, arch, tensors, dtype)
         ends = list(tokenizer.stop_ids)
         config = families.to_hf(arch, bos_id=tokenizer.bos_id, eos_ids=ends, dtype=dtype)
-        config |= packed_ints.settings(families.stored(arch), tensors)
+        if _packed(tensors):
+            config |= packed_ints.settings(families.stored(arch), tensors)
         store.write_json(folder / "config.json", config)
         (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
         store.write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, template, arch))
@@ -226,23 +255,43 @@ def save_model(
         (folder / "README.md").write_text(render_card(lineage, arch, name=path.name), encoding="utf-8")
 
 
+def _packed(tensors: packed_ints.Tensors) -> bool:
+    """Whether some matrices are of packed integers."""
+    lazy = isinstance(tensors, LazyTensors)
+    return not lazy and any(isinstance(t, packed_ints.PackedMatrix) for t in tensors.values())
+
+
 def _write_weights(folder: Path, arch: Architecture, tensors: packed_ints.Tensors, dtype: str) -> None:
     shards: list[list[Stored]] = [[]]
     size = total = 0
-    shapes = arch.tensor_shapes()
+    shapes, packed = arch.tensor_shapes(), _packed(tensors)
     for stored in families.stored(arch):
-        grown = packed_ints.packed_bytes(stored, tensors) or stored_bytes(stored.shape(shapes), dtype)
+        grown = packed_ints.packed_bytes(stored, tensors) if packed else 0
+        grown = grown or stored_bytes(stored.shape(shapes), dtype)
         if shards[-1] and size + grown > SHARD_BYTES:
             shards.append([])
             size = 0
         shards[-1].append(stored)
         size, total = size + grown, total + grown
     where: dict[str, str] = {}
+
+    def get(name: str) -> np.ndarray:
+        value = tensors[name]
+        if tuple(value.shape) != shapes[name]:
+            raise FormatError(f"the tensor {name!r} is of shape {tuple(value.shape)}, not {shapes[name]}")
+        return np.asarray(value)
+
+    by_name = {s.name: s for shard in shards for s in shard}
     for i, shard in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        held = {name: value for s in shard for name, value in packed_ints.join(s, tensors).items()}
-        write_safetensors(folder / file, held, dtype)
-        where |= dict.fromkeys(held, file)
+        if packed:
+            held = {name: value for s in shard for name, value in packed_ints.join(s, tensors).items()}
+            write_safetensors(folder / file, held, dtype)
+            where |= dict.fromkeys(held, file)
+        else:
+            wanted = {s.name: s.shape(shapes) for s in shard}
+            stream_safetensors(folder / file, wanted, lambda name: by_name[name].join(get), dtype)
+            where |= dict.fromkeys(wanted, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": where}
         store.write_json(folder / "model.safetensors.index.json", index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,20 +107,30 @@ def write_safetensors(
     path: Path, tensors: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]], dtype: str = "float32"
 ) -> None:
     """Writes floating tensors as `dtype`; integers keep their type. Data is copied once, tensor by tensor."""
-    items = list(tensors.items()) if isinstance(tensors, Mapping) else list(tensors)
+    held = dict(tensors)
+    entries = {name: (_stored_dtype(value, dtype), value.shape) for name, value in held.items()}
+    _write(path, entries, held.__getitem__)
+
+
+def stream_safetensors(path: Path, shapes: Shapes, get: Callable[[str], np.ndarray], dtype: str = "float32") -> None:
+    """Writes float tensors as `dtype`, asking `get` for one at a time: no more than that one is in memory."""
+    _write(path, {name: (DTYPES[dtype], shape) for name, shape in shapes.items()}, get)
+
+
+def _write(path: Path, entries: Mapping[str, tuple[str, tuple[int, ...]]], get: Callable[[str], np.ndarray]) -> None:
+    """A file of tensors of the given safetensors dtype and shape."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
-    for name, value in items:
-        kind = _stored_dtype(value, dtype)
-        size = value.size * _SIZES[kind]
-        header[name] = {"dtype": kind, "shape": list(value.shape), "data_offsets": [at, at + size]}
+    for name, (kind, shape) in entries.items():
+        size = int(np.prod(shape, dtype=np.int64)) * _SIZES[kind]
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as f:
         f.write(struct.pack("<Q", len(text)) + text)
-        for _, value in items:
-            f.write(np.ascontiguousarray(_as_stored(value, _stored_dtype(value, dtype))).data)
+        for name, (kind, _) in entries.items():
+            f.write(np.ascontiguousarray(_as_stored(get(name), kind)).data)
 
 
 def stored_bytes(shape: tuple[int, ...], dtype: str) -> int:
