@@ -142,22 +142,30 @@ class Attention(nn.Module):
             return F.scaled_dot_product_attention(
                 q_BHTK, k_BGSK, v_BGSK, is_causal=self.causal and length > 1, enable_gqa=grouped, scale=self.scale
             )
+        if self.cap:
+            share = self.heads // self.kv_heads
+            return self.shares(q_BHTK, k_BGSK, slopes_H) @ v_BGSK.repeat_interleave(share, 1)
+        bias = self._bias(length, seen, slopes_H)
+        return F.scaled_dot_product_attention(
+            q_BHTK, k_BGSK, v_BGSK, attn_mask=bias, enable_gqa=grouped, scale=self.scale
+        )
+
+    def shares(self, q_BHTK: Tensor, k_BGSK: Tensor, slopes_H: Tensor | None) -> Tensor:
+        """How much of each position each query takes: shares_BHTS, whose rows sum to 1."""
+        k_BHSK = k_BGSK.repeat_interleave(self.heads // self.kv_heads, 1)
+        scores_BHTS = self.scale * q_BHTK @ k_BHSK.transpose(2, 3)
+        if self.cap:
+            scores_BHTS = self.cap * torch.tanh(scores_BHTS / self.cap)
+        return (scores_BHTS + self._bias(q_BHTK.shape[2], k_BGSK.shape[2], slopes_H)).softmax(-1)
+
+    def _bias(self, length: int, seen: int, slopes_H: Tensor | None) -> Tensor:
+        """What is added to the scores of the last `length` of `seen` positions: -inf where a query does not see."""
         back_TS = torch.arange(seen - length, seen)[:, None] - torch.arange(seen)[None]  # how far back a key lies
         hidden_TS = back_TS < 0 if self.causal else torch.zeros_like(back_TS, dtype=torch.bool)
-        if narrow:
+        if self.window:
             hidden_TS = hidden_TS | (back_TS >= self.window if self.causal else back_TS.abs() > self.window // 2)
         bias = torch.zeros(hidden_TS.shape).masked_fill(hidden_TS, -math.inf)
-        if slopes_H is not None:
-            bias = bias - slopes_H[:, None, None] * back_TS
-        if not self.cap:
-            return F.scaled_dot_product_attention(
-                q_BHTK, k_BGSK, v_BGSK, attn_mask=bias, enable_gqa=grouped, scale=self.scale
-            )
-        share = self.heads // self.kv_heads
-        k_BHSK, v_BHSK = (t.repeat_interleave(share, 1) for t in (k_BGSK, v_BGSK))
-        scores_BHTS = self.scale * q_BHTK @ k_BHSK.transpose(2, 3)
-        scores_BHTS = self.cap * torch.tanh(scores_BHTS / self.cap) + bias
-        return scores_BHTS.softmax(-1) @ v_BHSK
+        return bias if slopes_H is None else bias - slopes_H[:, None, None] * back_TS
 
 
 class FeedForward(nn.Module):

@@ -107,7 +107,7 @@ class Decoder(nn.Module):
             local = self.arch.window(i) > 0
             turns.setdefault(local, self.positions(i, positions_T, longest))
             x_TD = layer(x_TD, turns[local], lengths)
-        return self._finish(x_TD)
+        return self.finish(x_TD)
 
     def extend(self, ids_T: Tensor, cache: KeyValues) -> Tensor:
         """hidden_TD of tokens that follow those in `cache`, which then holds them too."""
@@ -129,7 +129,7 @@ class Decoder(nn.Module):
 
             x_TD = layer.around(x_TD, attention)
         cache.length = end
-        return self._finish(x_TD)
+        return self.finish(x_TD)
 
     def _fits(self, length: int) -> int:
         if length > self.arch.context_length:
@@ -144,7 +144,8 @@ class Decoder(nn.Module):
             x_TD = x_TD + self.model.embed_positions(positions_T + self.arch.position_offset)
         return x_TD
 
-    def _finish(self, x_TD: Tensor) -> Tensor:
+    def finish(self, x_TD: Tensor) -> Tensor:
+        """The last norm, where there is one: what `logits` takes."""
         return x_TD if self.arch.placement == "post" else self.model.norm(x_TD)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
