@@ -29,7 +29,8 @@ def test_agrees_with_the_gguf_package_bit_for_bit(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "bound"), [("F32", 0), ("F16", 3e-4), ("BF16", 2.5e-3), ("Q8_0", 0.008), ("Q4_0", 0.14), ("Q4_K", 0.09)]
+    ("kind", "bound"),
+    [("F32", 0), ("F16", 3e-4), ("BF16", 2.5e-3), ("Q8_0", 0.008), ("Q5_0", 0.07), ("Q4_0", 0.14), ("Q4_K", 0.09)],
 )
 def test_comes_back_near_the_weights(kind: str, bound: float) -> None:
     values = weights(1000, 768)  # several chunks, the last one partial
@@ -55,7 +56,7 @@ def test_q4_k_finds_better_steps_than_the_span() -> None:
     assert np.square(found - parts).mean() < 0.95 * np.square(plain - parts).mean()
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_K"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q5_0", "Q4_0", "Q4_K"])
 @pytest.mark.parametrize("value", [0.0, 0.5, -0.5, 1e-30, 6e4])
 def test_constant_rows(kind: str, value: float) -> None:
     values = np.full((2, 256), value, np.float32)

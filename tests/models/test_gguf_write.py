@@ -35,7 +35,7 @@ META: dict[str, Any] = {
 
 def entries(values: dict[str, np.ndarray], kind: str) -> list[Entry]:
     return [
-        Entry(name, kind, value.shape, lambda v=value: encode(kind, v.reshape(-1, v.shape[-1])))
+        Entry(name, kind, value.shape, lambda v=value: [encode(kind, v.reshape(-1, v.shape[-1]))])
         for name, value in values.items()
     ]
 

@@ -1,6 +1,6 @@
 """float32 weights into GGUF's block formats: the other way of quants.py.
 
-F16, BF16, Q8_0 and Q4_0 are rounded as ggml's reference does, to the bit. Q4_K follows the scheme of its author
+F16, BF16, Q8_0, Q5_0 and Q4_0 are rounded as ggml's reference does, to the bit. Q4_K follows the scheme of its author
 (k-quants, llama.cpp pull request 1684): for each 32 weights a scale and a minimum that make the weighted squared
 error small, found by trying several steps and solving a least-squares problem after each; then both are rounded to 6
 bits, relative to the largest of eight, and the weights to 4.
@@ -61,7 +61,7 @@ def _inverse(d: FloatArray) -> FloatArray:
 def _nibbles(q: Bytes) -> Bytes:
     """(n, 2k) values to (n, k) bytes: the first half low, the second high."""
     half = q.shape[1] // 2
-    return q[:, :half] | (q[:, half:] << 4)
+    return q[:, :half] | (q[:, half:] << np.uint8(4))
 
 
 def _q8_0(x: FloatArray) -> Bytes:
@@ -71,12 +71,23 @@ def _q8_0(x: FloatArray) -> Bytes:
     return np.concatenate([_half(d), q.astype(np.int8).view(np.uint8)], axis=1)
 
 
-def _q4_0(x: FloatArray) -> Bytes:
-    """The weight of largest size becomes -8 exactly, whatever its sign."""
+def _signed(x: FloatArray, half: int) -> tuple[Bytes, Bytes]:
+    """Scales and codes 0 .. 2 * half - 1; the weight of largest size becomes code 0 (-half), whatever its sign."""
     largest = np.take_along_axis(x, np.abs(x).argmax(axis=1, keepdims=True), axis=1)
-    d = largest / np.float32(-8)
-    q = np.minimum(x * _inverse(d) + np.float32(8.5), np.float32(15)).astype(np.uint8)
-    return np.concatenate([_half(d), _nibbles(q)], axis=1)
+    d = largest / np.float32(-half)
+    q = np.minimum(x * _inverse(d) + np.float32(half + 0.5), np.float32(2 * half - 1)).astype(np.uint8)
+    return _half(d), q
+
+
+def _q4_0(x: FloatArray) -> Bytes:
+    d, q = _signed(x, 8)
+    return np.concatenate([d, _nibbles(q)], axis=1)
+
+
+def _q5_0(x: FloatArray) -> Bytes:
+    d, q = _signed(x, 16)
+    fifth = np.packbits(q >> np.uint8(4), axis=1, bitorder="little")
+    return np.concatenate([d, fifth, _nibbles(q & np.uint8(15))], axis=1)
 
 
 def _q4_k(x: FloatArray) -> Bytes:
@@ -139,6 +150,7 @@ _ENCODERS: dict[str, Callable[[FloatArray], Bytes]] = {
     "F16": _half,
     "BF16": lambda x: _raw(bfloat16(x)),
     "Q8_0": _q8_0,
+    "Q5_0": _q5_0,
     "Q4_0": _q4_0,
     "Q4_K": _q4_k,
 }

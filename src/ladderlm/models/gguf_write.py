@@ -21,12 +21,12 @@ _ALIGNMENT = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """A tensor to be written: `shape` in numpy order; `data()` gives its bytes in the blocks of `kind` when asked."""
+    """A tensor to be written: `shape` in numpy order; `data()` yields its bytes, in the blocks of `kind`, in pieces."""
 
     name: str
     kind: str
     shape: tuple[int, ...]
-    data: Callable[[], Bytes]
+    data: Callable[[], Iterable[Bytes]]
 
     @property
     def bytes(self) -> int:
@@ -63,11 +63,10 @@ def write_gguf(path: str | Path, meta: Mapping[str, Any], tensors: Sequence[Entr
 
 
 def _write(file: IO[bytes], tensor: Entry, alignment: int) -> None:
-    data = np.ascontiguousarray(tensor.data())
-    if data.nbytes != tensor.bytes:
-        raise UsageError(f"the tensor {tensor.name!r} has {data.nbytes} bytes, not {tensor.bytes}")
-    file.write(data.data)
-    file.write(bytes(_padded(data.nbytes, alignment) - data.nbytes))
+    written = sum(file.write(np.ascontiguousarray(piece).data) for piece in tensor.data())
+    if written != tensor.bytes:
+        raise UsageError(f"the tensor {tensor.name!r} has {written} bytes, not {tensor.bytes}")
+    file.write(bytes(_padded(written, alignment) - written))
 
 
 def _padded(size: int, alignment: int) -> int:

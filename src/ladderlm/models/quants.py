@@ -114,7 +114,7 @@ def _half(blocks: Bytes, at: int) -> FloatArray:
 
 def _nibbles(packed: Bytes) -> Bytes:
     """(n, k) bytes to (n, 2k) values: all low nibbles, then all high ones."""
-    return np.concatenate([packed & 15, packed >> 4], axis=1)
+    return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=1)
 
 
 def _fifth_bits(blocks: Bytes, at: int) -> Bytes:
@@ -137,7 +137,7 @@ def _k_scales(s: Bytes) -> tuple[Bytes, Bytes]:
 def _k_nibbles(packed: Bytes) -> Bytes:
     """128 bytes to (n, 256): each run of 32 bytes holds a sub-block in its low and the next in its high nibbles."""
     runs = packed.reshape(-1, 4, 1, 32)
-    return np.concatenate([runs & 15, runs >> 4], axis=2).reshape(-1, 256)
+    return np.concatenate([runs & np.uint8(15), runs >> np.uint8(4)], axis=2).reshape(-1, 256)
 
 
 def _k_affine(b: Bytes, q: Bytes) -> Codes:
@@ -149,7 +149,7 @@ def _k_affine(b: Bytes, q: Bytes) -> Codes:
 def _pairs(packed: Bytes) -> Bytes:
     """64 bytes to (n, 256) values of 2 bits: of each 32 bytes all lowest pairs of bits, then all next ones..."""
     shifts = np.array([0, 2, 4, 6], np.uint8)[None, None, :, None]
-    return ((packed.reshape(-1, 2, 1, 32) >> shifts) & 3).reshape(-1, 256)
+    return ((packed.reshape(-1, 2, 1, 32) >> shifts) & np.uint8(3)).reshape(-1, 256)
 
 
 def _bits(packed: Bytes) -> Bytes:
@@ -173,7 +173,7 @@ def _q3_k(b: Bytes) -> Codes:
 
 
 def _q5_k(b: Bytes) -> Codes:
-    return _k_affine(b, _k_nibbles(b[:, 48:]) | (_bits(b[:, 16:48]) << 4))
+    return _k_affine(b, _k_nibbles(b[:, 48:]) | (_bits(b[:, 16:48]) << np.uint8(4)))
 
 
 def _q6_k(b: Bytes) -> Codes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -71,9 +72,9 @@ class GGUFWeights:
         if len(shape) == 2:
             values = dequantise(kind, self._rows(name), cols)
         else:
-            data = self._file.data(stored.name)
-            whole = dequantise(kind, data.reshape(1, -1), self._file.tensors[stored.name].shape[-1]).reshape(-1)
-            values = stored.part(whole, name, self._shapes)
+            data = self._file.data(stored.name).reshape(1, -1)
+            whole = dequantise(kind, data, math.prod(self._file.tensors[stored.name].shape))
+            values = stored.part(whole.reshape(stored.shape(self._shapes)), name, self._shapes)
         return values - np.float32(stored.plus) if stored.plus else values
 
     def blocks(self, name: str) -> Blocks | None:

@@ -28,21 +28,21 @@ def rope_to_meta(arch: Architecture) -> tuple[dict[str, Any], dict[str, FloatArr
     spec = arch.rope_scaling
     keys: dict[str, Any] = {
         "rope.dimension_count": arch.rotary_dim or arch.head_dim,
-        "rope.freq_base": np.float32(arch.rope_theta),
+        "rope.freq_base": arch.rope_theta,
     }
     if arch.local_theta:
-        keys["rope.freq_base_swa"] = np.float32(arch.local_theta)
+        keys["rope.freq_base_swa"] = arch.local_theta
     kind = spec.get("rope_type", "default")
     if original := spec.get(_ORIGINAL):
         keys["rope.scaling.original_context_length"] = int(original)
     if kind == "linear":
-        return keys | {"rope.scaling.type": "linear", "rope.scaling.factor": np.float32(spec["factor"])}, {}
+        return keys | {"rope.scaling.type": "linear", "rope.scaling.factor": float(spec["factor"])}, {}
     whole = next((i for i in range(arch.layers) if not (arch.local_theta and arch.window(i))), 0)
     if kind == "yarn":
         usual = 0.1 * math.log(spec["factor"]) + 1 if spec["factor"] > 1 else 1.0
         scale = frequencies(arch, whole)[1] / usual
-        keys |= {"rope.scaling.type": "yarn", "rope.scaling.factor": np.float32(spec["factor"])}
-        return keys | ({"rope.scaling.attn_factor": np.float32(scale)} if abs(scale - 1) > 1e-6 else {}), {}
+        keys |= {"rope.scaling.type": "yarn", "rope.scaling.factor": float(spec["factor"])}
+        return keys | ({"rope.scaling.attn_factor": float(scale)} if abs(scale - 1) > 1e-6 else {}), {}
     if kind == "llama3":
         plain = dataclasses.replace(arch, rope_scaling={})
         divisors = frequencies(plain, whole)[0] / frequencies(arch, whole)[0]
@@ -51,7 +51,7 @@ def rope_to_meta(arch: Architecture) -> tuple[dict[str, Any], dict[str, FloatArr
         original = int(spec.get(_ORIGINAL) or arch.context_length)
         keys |= {
             "rope.scaling.type": "longrope",
-            "rope.scaling.attn_factor": np.float32(frequencies(arch, whole, original + 1)[1]),
+            "rope.scaling.attn_factor": frequencies(arch, whole, original + 1)[1],
             "rope.scaling.original_context_length": original,
         }
         lists = {LONG: spec["long_factor"], SHORT: spec["short_factor"]}

@@ -7,6 +7,7 @@ file cannot say is found by reading our own metadata back (`to_gguf`).
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -236,7 +237,7 @@ def _sizes(arch: Architecture, form: _Form) -> dict[str, Any]:
         "attention.head_count_kv": arch.kv_heads,
         "attention.key_length": arch.head_dim,
         "attention.value_length": arch.head_dim,
-        eps: np.float32(arch.norm_eps),
+        eps: arch.norm_eps,
         "vocab_size": arch.vocab_size,
     }
     if arch.experts:
@@ -252,10 +253,10 @@ def _sizes(arch: Architecture, form: _Form) -> dict[str, Any]:
 
 def _own_keys(arch: Architecture, name: str) -> dict[str, Any]:
     if name == "gemma2":
-        return {"attn_logit_softcapping": np.float32(arch.attention_cap),
-                "final_logit_softcapping": np.float32(arch.logit_cap)}  # fmt: skip
+        return {"attn_logit_softcapping": arch.attention_cap,
+                "final_logit_softcapping": arch.logit_cap}  # fmt: skip
     if name == "gemma3" and arch.logit_cap:
-        return {"final_logit_softcapping": np.float32(arch.logit_cap)}
+        return {"final_logit_softcapping": arch.logit_cap}
     if name == "stablelm":
         return {"use_parallel_residual": arch.placement == "parallel"}
     return {"tensor_data_layout": "jploski"} if name == "falcon" else {}
@@ -301,8 +302,10 @@ _INNER = {
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     "mlp.experts.0.gate_proj": "ffn_gate_exps", "mlp.experts.0.up_proj": "ffn_up_exps",
-    "mlp.experts.0.down_proj": "ffn_down_exps",
+    "mlp.experts.0.down_proj": "ffn_down_exps", "self_attn.q_norm.norms.0": "attn_q_norm",
+    "self_attn.k_norm.norms.0": "attn_k_norm",
 }  # fmt: skip
+_ONE_OF_MANY = re.compile(r"\b(experts|norms)\.(\d+)")  # what GGUF has in one tensor
 _TWO_NORMS = {"input_layernorm": "attn_norm_2", "post_attention_layernorm": "attn_norm"}  # Falcon 40B
 
 
@@ -323,12 +326,13 @@ def _stored(arch: Architecture, form: _Form, names: Mapping[str, str], name: str
     if not name.startswith("model.layers."):
         return Stored(f"{_OUTER[stem]}.{kind}", (name,), plus=_plus(arch, name))
     _, _, layer, inner = stem.split(".", 3)
-    if inner.startswith("mlp.experts.") and not inner.startswith("mlp.experts.0."):
-        return None
+    if (one := _ONE_OF_MANY.search(inner)) is not None:
+        if one[2] != "0":
+            return None
+        many = arch.experts if one[1] == "experts" else arch.heads if "q_norm" in inner else arch.kv_heads
+        parts = tuple(name.replace(f"{one[1]}.0", f"{one[1]}.{i}") for i in range(many))
+        return Stored(f"blk.{layer}.{names[inner]}.{kind}", parts, stacked=True)
     target = f"blk.{layer}.{names[inner]}.{kind}"
-    if inner.startswith("mlp.experts."):
-        parts = tuple(name.replace("experts.0.", f"experts.{i}.") for i in range(arch.experts))
-        return Stored(target, parts, stacked=True)
     if form.fused and inner in ("self_attn.k_proj", "self_attn.v_proj"):
         return None
     if form.fused and inner == "self_attn.q_proj":

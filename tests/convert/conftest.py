@@ -1,0 +1,7 @@
+"""The tiny models of other floors' tests."""
+
+import sys
+from pathlib import Path
+
+for floor in ("nn", "models"):
+    sys.path.append(str(Path(__file__).parents[1] / floor))
