@@ -10,11 +10,11 @@ import torch
 import transformers
 
 V = 96
-_SHAPE: dict[str, Any] = dict(
-    vocab_size=V, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-    intermediate_size=96, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-)  # fmt: skip
-_MOE: dict[str, Any] = dict(moe_intermediate_size=32, num_experts=5, num_experts_per_tok=2)
+_SHAPE: dict[str, Any] = {
+    "vocab_size": V, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 96, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_MOE: dict[str, Any] = {"moe_intermediate_size": 32, "num_experts": 5, "num_experts_per_tok": 2}
 _LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0,
            "high_freq_factor": 4.0, "original_max_position_embeddings": 16}  # fmt: skip
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
@@ -24,11 +24,11 @@ _LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1
 
 def _gpt(kind: str, **more: Any) -> Callable[[], Any]:
     base = {
-        "GPT2": dict(vocab_size=V, n_embd=64, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2),
-        "OPT": dict(vocab_size=V, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, ffn_dim=96,
-                    word_embed_proj_dim=64, max_position_embeddings=64),
-        "Falcon": dict(vocab_size=V, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
-                       max_position_embeddings=64, bos_token_id=1, eos_token_id=2),
+        "GPT2": {"vocab_size": V, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2},
+        "OPT": {"vocab_size": V, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "ffn_dim": 96,
+                    "word_embed_proj_dim": 64, "max_position_embeddings": 64},
+        "Falcon": {"vocab_size": V, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+                       "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2},
     }  # fmt: skip
     return _llama(kind, base[kind], **more)
 
@@ -91,7 +91,9 @@ def make(name: str) -> Any:
         for key, parameter in model.named_parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-            elif "gate.weight" in key or "embed" in key or "wte" in key or "wpe" in key:
+            elif "gate.weight" in key:
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+            elif "embed" in key or "wte" in key or "wpe" in key:
                 parameter.copy_(torch.randn_like(parameter))
             else:
                 parameter.copy_(torch.randn_like(parameter) * 1.5 * parameter.shape[-1] ** -0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -12,6 +13,10 @@ transformers = pytest.importorskip("transformers")
 
 import foreign  # noqa: E402
 
+from ladderlm import engine  # noqa: E402
+from ladderlm.engine.network import Piece  # noqa: E402
+from ladderlm.engine.plain import PlainNetwork  # noqa: E402
+from ladderlm.engine.reference import ReferenceDecoder  # noqa: E402
 from ladderlm.errors import FormatError  # noqa: E402
 from ladderlm.models import families, open_model, save_model  # noqa: E402
 from ladderlm.models.folder import eager  # noqa: E402
@@ -46,7 +51,9 @@ def gap(model: Any, decoder: Any) -> float:
         for documents in batches():
             hidden = decoder(torch.cat(documents), [len(d) for d in documents])
             ours = decoder.logits(hidden).split([len(d) for d in documents])
-            worst = max(worst, *(float((a - b).abs().max()) for a, b in zip(theirs(model, documents), ours, strict=True)))
+            worst = max(
+                worst, *(float((a - b).abs().max()) for a, b in zip(theirs(model, documents), ours, strict=True))
+            )
         document, cache = batches()[1][0], KeyValues()
         ours = [decoder.logits(decoder.extend(piece, cache)) for piece in document.split([7, 9, *[1] * 14])]
         past, pieces = None, []
@@ -63,6 +70,19 @@ def test_logits_are_those_of_transformers_both_ways(name: str, tmp_path: Path) -
     files = open_model(str(foreign.save(model, tmp_path / "theirs")))
     decoder = load_decoder(files)
     assert gap(model, decoder) < CLOSE
+    document = batches()[1][0]
+    with torch.no_grad():
+        expected = decoder.logits(decoder(document, [30]))
+        crossing = torch.cat(
+            [decoder.logits(decoder.extend(p, past)) for past in [KeyValues()] for p in document.split(10)]
+        )
+    ids = document.tolist()
+    assert np.abs(ReferenceDecoder(files.arch, files.weights).logits(ids) - expected.numpy()).max() < CLOSE
+    with engine.load(files, threads=2) as running:
+        assert np.abs(running.logits(ids) - expected.numpy()).max() < CLOSE
+    network, cache = PlainNetwork(files.arch, files.weights), PlainNetwork(files.arch, files.weights).cache()
+    pieces = [network.run([Piece(cache, ids[i : i + 10], 0)]) for i in (0, 10, 20)]
+    assert np.abs(np.concatenate(pieces) - crossing.numpy()).max() < CLOSE
     save_model(tmp_path / "ours", files.arch, eager(files.weights), files.tokenizer, None, generation={}, lineage={})
     again = open_model(str(tmp_path / "ours"))
     assert again.arch == files.arch

@@ -19,6 +19,7 @@ import numpy as np
 from ladderlm.engine.cache import Prefixes
 from ladderlm.engine.grammar import Grammars
 from ladderlm.engine.network import MAX_ROWS, Network, Piece
+from ladderlm.engine.plain import PlainNetwork
 from ladderlm.engine.request import Choice, Generation, Request
 from ladderlm.engine.sample import Sampler, logprob
 from ladderlm.errors import Cancelled, ContextOverflow, DeadlineExceeded, Overloaded, UsageError
@@ -49,7 +50,10 @@ class Engine:
         key: str | None = None,
     ) -> None:
         self.arch = arch
-        self._network = Network(arch, weights, threads=threads, key=key)
+        if arch.kind != "decoder":
+            cure = "chat, completion and scoring need a decoder"
+            raise UsageError(f"a {arch.kind} ({arch.family}) does not continue text", cure=cure)
+        self._network = Network(arch, weights, threads=threads, key=key) if arch.plain else PlainNetwork(arch, weights)
         self._grammars = Grammars(tokenizer, arch.vocab_size) if tokenizer else None
         self._stop_ids = tokenizer.stop_ids if tokenizer else ()
         self._position_bytes = self._network.block_floats * 4 // 32
@@ -166,9 +170,7 @@ class Engine:
             if self._grammars is None:
                 raise UsageError("response_format needs a tokenizer", where="this engine was made without one")
             grammar = self._grammars.open(sampling.response_format)
-        return Sampler(
-            sampling, self.vocab_size, index=index, prompt=ids, stop_ids=self._stop_ids, grammar=grammar
-        )
+        return Sampler(sampling, self.vocab_size, index=index, prompt=ids, stop_ids=self._stop_ids, grammar=grammar)
 
     def _submit(self, requests: Sequence[Request]) -> None:
         with self._lock:

@@ -1,9 +1,9 @@
 """Answers that must parse: response_format as masks over the vocabulary, through llguidance.
 
-    {"type": "text"}
-    {"type": "json_object"}
-    {"type": "json_schema", "json_schema": {"schema": {...}}}   (the OpenAI form; "schema" may also stand directly)
-    {"type": "regex", "regex": "..."}
+{"type": "text"}
+{"type": "json_object"}
+{"type": "json_schema", "json_schema": {"schema": {...}}}   (the OpenAI form; "schema" may also stand directly)
+{"type": "regex", "regex": "..."}
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from ladderlm.engine import forward as step
 from ladderlm.engine.cache import KVCache
 from ladderlm.engine.kernels import CHUNK
 from ladderlm.engine.pack import BLOCKS, FIRST, HEAD, pack, padded
-from ladderlm.engine.reference import angles
 from ladderlm.engine.simd import BLOCK, COMPILED
 from ladderlm.engine.team import Team
+from ladderlm.models import rope
 from ladderlm.models.arch import Architecture
 from ladderlm.models.weights import Weights
 from ladderlm.types import FloatArray
@@ -37,7 +37,7 @@ class Piece(NamedTuple):
 
 
 class Network:
-    """Runs steps of a Llama decoder on `threads` threads. Not for concurrent use."""
+    """Runs steps of a plain Llama decoder (Architecture.plain) on `threads` threads. Not for concurrent use."""
 
     def __init__(self, arch: Architecture, weights: Weights, *, threads: int | None = None, key: str | None = None):
         self.arch = arch
@@ -47,7 +47,7 @@ class Network:
         norms = [weights.float32(f"{name}_layernorm.weight") for name in names] + [weights.float32("model.norm.weight")]
         table = np.zeros((len(norms), padded(arch.dim)), np.float32)
         table[:, : arch.dim] = norms
-        self._model = step.Model(self._packed.table, table, angles(arch, arch.context_length))
+        self._model = step.Model(self._packed.table, table, rope.table(arch, 0, arch.context_length))
         self._shape = step.Shape(
             arch.dim, arch.layers, arch.heads, arch.kv_heads, arch.head_dim, arch.hidden, arch.vocab_size, arch.norm_eps
         )

@@ -100,11 +100,14 @@ class Attention(nn.Module):
         self.v_proj = Linear(arch.dim, width[1], arch.qkv_bias)
         self.o_proj = Linear(width[0], arch.dim, arch.out_bias)
         self.qk_norm = arch.qk_norm
+        if arch.qk_norm:
+            self.q_norm, self.k_norm = (self._norm(arch, heads) for heads in (arch.heads, arch.kv_heads))
+
+    @staticmethod
+    def _norm(arch: Architecture, heads: int) -> nn.Module:
         if arch.qk_norm == "heads":
-            self.q_norm, self.k_norm = HeadNorms(arch, arch.heads), HeadNorms(arch, arch.kv_heads)
-        elif arch.qk_norm:
-            widths = width if arch.qk_norm == "all" else (arch.head_dim, arch.head_dim)
-            self.q_norm, self.k_norm = (Norm(arch, w, bias=False) for w in widths)
+            return HeadNorms(arch, heads)
+        return Norm(arch, heads * arch.head_dim if arch.qk_norm == "all" else arch.head_dim, bias=False)
 
     def project(self, x_TD: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
         """q_THK, k_TGK and v_TGK, normed and turned."""

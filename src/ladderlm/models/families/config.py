@@ -29,13 +29,13 @@ class Config:
         value = self.raw.get(name)
         return otherwise if value is None else value
 
-    def int(self, name: str, otherwise: int | None = None) -> int:
+    def whole(self, name: str, otherwise: int | None = None) -> int:
         value = self.get(name, otherwise)
         if not isinstance(value, int) or isinstance(value, bool):
             raise FormatError(f"{name} must be a whole number, not {value!r}", where="config.json")
         return value
 
-    def float(self, name: str, otherwise: float = 0.0) -> float:
+    def number(self, name: str, otherwise: float = 0.0) -> float:
         value = self.get(name, otherwise)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise FormatError(f"{name} must be a number, not {value!r}", where="config.json")
@@ -80,7 +80,10 @@ class Config:
         if kind == "default":
             spec = {}
         else:
-            spec = {"rope_type": "longrope" if kind == "su" else kind, **{k: v for k, v in spec.items() if v is not None}}
+            spec = {
+                "rope_type": "longrope" if kind == "su" else kind,
+                **{k: v for k, v in spec.items() if v is not None},
+            }
         return {
             "rope_theta": float(base), "rope_scaling": spec, "local_theta": float(local_theta),
             "rotary_dim": 0 if share == 1.0 else int(head_dim * share),
@@ -96,7 +99,7 @@ class Config:
                 raise FormatError("layer_types must name full_attention or sliding_attention for every layer",
                                   where="config.json", cure=SERVED)  # fmt: skip
             otherwise = tuple(t == _LOCAL for t in types)
-        size = self.int("sliding_window")
+        size = self.whole("sliding_window")
         return tuple(size * local for local in otherwise) if any(otherwise) else ()
 
 

@@ -10,36 +10,37 @@ from ladderlm.models.families.config import Config, rotary_keys, spelled
 from ladderlm.models.families.stored import Stored, grouped
 
 CLASSES = {"gpt2": "GPT2LMHeadModel", "opt": "OPTForCausalLM", "falcon": "FalconForCausalLM"}
-_LAYER_NORM = {"norm": "layer", "norm_bias": True, "gated": False}
-_ALL_BIASES = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
+_LAYER_NORM: dict[str, Any] = {"norm": "layer", "norm_bias": True, "gated": False}
+_ALL_BIASES: dict[str, Any] = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
 _OPT_OFFSET = 2  # its position table starts with two rows that nothing uses
 
 
 def read(c: Config) -> Architecture:
     """An Architecture from a config.json of one of these families."""
-    return {"gpt2": _gpt2, "opt": _opt, "falcon": _falcon}[c.family](c)
+    readers = {"gpt2": _gpt2, "opt": _opt, "falcon": _falcon}
+    return readers[c.family](c)
 
 
 def _gpt2(c: Config) -> Architecture:
     c.refuse(scale_attn_by_inverse_layer_idx=True, scale_attn_weights=False, add_cross_attention=True)
-    heads, dim = c.int("n_head"), c.int("n_embd")
+    heads, dim = c.whole("n_head"), c.whole("n_embd")
     return Architecture(
-        vocab_size=c.int("vocab_size"), dim=dim, layers=c.int("n_layer"), heads=heads, kv_heads=heads,
-        head_dim=dim // max(heads, 1), hidden=c.int("n_inner", 4 * dim), context_length=c.int("n_positions", 1024),
-        norm_eps=c.float("layer_norm_epsilon", 1e-5), tied=bool(c.get("tie_word_embeddings", True)), family="gpt2",
+        vocab_size=c.whole("vocab_size"), dim=dim, layers=c.whole("n_layer"), heads=heads, kv_heads=heads,
+        head_dim=dim // max(heads, 1), hidden=c.whole("n_inner", 4 * dim), context_length=c.whole("n_positions", 1024),
+        norm_eps=c.number("layer_norm_epsilon", 1e-5), tied=bool(c.get("tie_word_embeddings", True)), family="gpt2",
         positions="learned", activation=c.activation("activation_function", "gelu_new"), **_LAYER_NORM, **_ALL_BIASES,
     )  # fmt: skip
 
 
 def _opt(c: Config) -> Architecture:
     c.refuse(do_layer_norm_before=False, layer_norm_elementwise_affine=False, _remove_final_layer_norm=True)
-    heads, dim = c.int("num_attention_heads"), c.int("hidden_size")
-    if c.int("word_embed_proj_dim", dim) != dim:
+    heads, dim = c.whole("num_attention_heads"), c.whole("hidden_size")
+    if c.whole("word_embed_proj_dim", dim) != dim:
         c.refuse(word_embed_proj_dim=c.get("word_embed_proj_dim"))
     bias = bool(c.get("enable_bias", True))
     return Architecture(
-        vocab_size=c.int("vocab_size"), dim=dim, layers=c.int("num_hidden_layers"), heads=heads, kv_heads=heads,
-        head_dim=dim // max(heads, 1), hidden=c.int("ffn_dim"), context_length=c.int("max_position_embeddings", 2048),
+        vocab_size=c.whole("vocab_size"), dim=dim, layers=c.whole("num_hidden_layers"), heads=heads, kv_heads=heads,
+        head_dim=dim // max(heads, 1), hidden=c.whole("ffn_dim"), context_length=c.whole("max_position_embeddings", 2048),
         norm_eps=1e-5, tied=bool(c.get("tie_word_embeddings", True)), family="opt", positions="learned",
         position_offset=_OPT_OFFSET, activation=c.activation("activation_function", "relu"), **_LAYER_NORM,
         qkv_bias=bias, out_bias=bias, mlp_bias=bias,
@@ -47,18 +48,18 @@ def _opt(c: Config) -> Architecture:
 
 
 def _falcon(c: Config) -> Architecture:
-    heads, dim = c.int("num_attention_heads"), c.int("hidden_size")
+    heads, dim = c.whole("num_attention_heads"), c.whole("hidden_size")
     new, parallel = bool(c.get("new_decoder_architecture", False)), bool(c.get("parallel_attn", True))
-    kv_heads = c.int("num_kv_heads", heads) if new else 1 if c.get("multi_query", True) else heads
+    kv_heads = c.whole("num_kv_heads", heads) if new else 1 if c.get("multi_query", True) else heads
     bias, head_dim = bool(c.get("bias", False)), dim // max(heads, 1)
     return Architecture(
-        vocab_size=c.int("vocab_size"), dim=dim, layers=c.int("num_hidden_layers"), heads=heads, kv_heads=kv_heads,
-        head_dim=head_dim, hidden=c.int("ffn_hidden_size", 4 * dim),
-        context_length=c.int("max_position_embeddings", 2048), norm_eps=c.float("layer_norm_epsilon", 1e-5),
+        vocab_size=c.whole("vocab_size"), dim=dim, layers=c.whole("num_hidden_layers"), heads=heads, kv_heads=kv_heads,
+        head_dim=head_dim, hidden=c.whole("ffn_hidden_size", 4 * dim),
+        context_length=c.whole("max_position_embeddings", 2048), norm_eps=c.number("layer_norm_epsilon", 1e-5),
         tied=bool(c.get("tie_word_embeddings", True)), family="falcon",
         positions="alibi" if c.get("alibi", False) else "rotary", activation=c.activation("activation", "gelu"),
         placement="parallel" if parallel or new else "pre",
-        two_norms=new and c.int("num_ln_in_parallel_attn", 2) == 2, qkv_bias=bias, out_bias=bias, mlp_bias=bias,
+        two_norms=new and c.whole("num_ln_in_parallel_attn", 2) == 2, qkv_bias=bias, out_bias=bias, mlp_bias=bias,
         **_LAYER_NORM, **c.rotary(head_dim),
     )  # fmt: skip
 

@@ -22,18 +22,18 @@ _TIED = _GEMMA | {"smollm3"}  # tied unless the config says otherwise
 
 def read(c: Config) -> Architecture:
     """An Architecture from a config.json of one of these families."""
-    heads, dim, layers = c.int("num_attention_heads"), c.int("hidden_size"), c.int("num_hidden_layers")
-    head_dim = c.int("head_dim", 256 if c.family in _GEMMA else 128 if c.family == "qwen3" else dim // max(heads, 1))
+    heads, dim, layers = c.whole("num_attention_heads"), c.whole("hidden_size"), c.whole("num_hidden_layers")
+    head_dim = c.whole("head_dim", 256 if c.family in _GEMMA else 128 if c.family == "qwen3" else dim // max(heads, 1))
     fields: dict[str, Any] = {
-        "vocab_size": c.int("vocab_size"),
+        "vocab_size": c.whole("vocab_size"),
         "dim": dim,
         "layers": layers,
         "heads": heads,
-        "kv_heads": c.int("num_key_value_heads", heads),
+        "kv_heads": c.whole("num_key_value_heads", heads),
         "head_dim": head_dim,
-        "hidden": c.int("intermediate_size"),
-        "context_length": c.int("max_position_embeddings", 2048),
-        "norm_eps": c.float("rms_norm_eps", 1e-6),
+        "hidden": c.whole("intermediate_size"),
+        "context_length": c.whole("max_position_embeddings", 2048),
+        "norm_eps": c.number("rms_norm_eps", 1e-6),
         "tied": bool(c.get("tie_word_embeddings", c.family in _TIED)),
         "family": c.family,
         "activation": c.activation("hidden_activation" if c.get("hidden_activation") else "hidden_act", "silu"),
@@ -53,7 +53,7 @@ def _variation(c: Config, layers: int, dim: int, head_dim: int) -> dict[str, Any
         case "mistral":
             return {"windows": c.windows(layers, every)}
         case "qwen2" | "qwen3" | "qwen2_moe" | "qwen3_moe":
-            first = c.int("max_window_layers", 28)
+            first = c.whole("max_window_layers", 28)
             local = tuple(i >= first for i in range(layers)) if c.get("use_sliding_window", False) else none
             windows = c.windows(layers, local) if any(local) else ()
             attention = both if "3" in c.family else {"qkv_bias": bool(c.get("qkv_bias", True))}
@@ -66,35 +66,35 @@ def _variation(c: Config, layers: int, dim: int, head_dim: int) -> dict[str, Any
         case "phi3":
             return {"windows": c.windows(layers, every)}
         case "smollm3":
-            step = c.int("no_rope_layer_interval", 4)
+            step = c.whole("no_rope_layer_interval", 4)
             rotated = c.get("no_rope_layers", [int((i + 1) % step != 0) for i in range(layers)])
             local = every if c.get("use_sliding_window", False) else none
             return {**both, "mlp_bias": bool(c.get("mlp_bias", False)), "windows": c.windows(layers, local),
                     "unrotated": tuple(i for i, turned in enumerate(rotated) if not turned)}  # fmt: skip
         case "olmo2":
-            return {**both, "placement": "inner", "qk_norm": "all", "norm_eps": c.float("rms_norm_eps", 1e-5)}
+            return {**both, "placement": "inner", "qk_norm": "all", "norm_eps": c.number("rms_norm_eps", 1e-5)}
         case _:  # stablelm
             parallel = bool(c.get("use_parallel_residual", False))
             rotary = {} if c.get("partial_rotary_factor") or c.mapping("rope_parameters") else {
                 "rotary_dim": head_dim // 4
             }  # fmt: skip
-            return {"norm": "layer", "norm_bias": True, "norm_eps": c.float("layer_norm_eps", 1e-5), **rotary,
+            return {"norm": "layer", "norm_bias": True, "norm_eps": c.number("layer_norm_eps", 1e-5), **rotary,
                     "qkv_bias": bool(c.get("use_qkv_bias", False)), "placement": "parallel" if parallel else "pre",
                     "qk_norm": "heads" if c.get("qk_layernorm", False) else ""}  # fmt: skip
 
 
 def _experts(c: Config, layers: int) -> dict[str, Any]:
     if c.family == "mixtral":
-        return {"experts": c.int("num_local_experts", 8), "experts_used": c.int("num_experts_per_tok", 2),
-                "expert_hidden": c.int("intermediate_size")}  # fmt: skip
-    step, only = max(c.int("decoder_sparse_step", 1), 1), c.get("mlp_only_layers", [])
-    count = c.int("num_experts", c.int("num_local_experts", 60))
+        return {"experts": c.whole("num_local_experts", 8), "experts_used": c.whole("num_experts_per_tok", 2),
+                "expert_hidden": c.whole("intermediate_size")}  # fmt: skip
+    step, only = max(c.whole("decoder_sparse_step", 1), 1), c.get("mlp_only_layers", [])
+    count = c.whole("num_experts", c.whole("num_local_experts", 60))
     return {
         "experts": count,
-        "experts_used": c.int("num_experts_per_tok", 4),
-        "expert_hidden": c.int("moe_intermediate_size"),
+        "experts_used": c.whole("num_experts_per_tok", 4),
+        "expert_hidden": c.whole("moe_intermediate_size"),
         "expert_weights_normed": bool(c.get("norm_topk_prob", False)),
-        "shared_hidden": c.int("shared_expert_intermediate_size") if c.family == "qwen2_moe" else 0,
+        "shared_hidden": c.whole("shared_expert_intermediate_size") if c.family == "qwen2_moe" else 0,
         "dense_layers": tuple(i for i in range(layers) if i in only or (i + 1) % step),
     }
 
@@ -107,19 +107,19 @@ def _gemma(c: Config, layers: int, dim: int) -> dict[str, Any]:
     }
     if c.family == "gemma":  # its first files say "gelu" and mean the approximation
         return found | {"activation": "gelu_tanh"}
-    pattern = 2 if c.family == "gemma2" else c.int("sliding_window_pattern", 6)
+    pattern = 2 if c.family == "gemma2" else c.whole("sliding_window_pattern", 6)
     found |= {
         "placement": "sandwich",
-        "attention_scale": c.float("query_pre_attn_scalar", 256) ** -0.5,
+        "attention_scale": c.number("query_pre_attn_scalar", 256) ** -0.5,
         "windows": c.windows(layers, tuple((i + 1) % pattern != 0 for i in range(layers))),
-        "attention_cap": c.float("attn_logit_softcapping", 50.0 if c.family == "gemma2" else 0.0),
-        "logit_cap": c.float("final_logit_softcapping", 30.0 if c.family == "gemma2" else 0.0),
+        "attention_cap": c.number("attn_logit_softcapping", 50.0 if c.family == "gemma2" else 0.0),
+        "logit_cap": c.number("final_logit_softcapping", 30.0 if c.family == "gemma2" else 0.0),
     }
     if c.family == "gemma3_text":
         local = c.rotary(1)["local_theta"] or 10000.0
         found |= {"qk_norm": "head", "local_theta": local}
         if not c.mapping("rope_parameters"):
-            found["rope_theta"] = c.float("rope_theta", 1000000.0)
+            found["rope_theta"] = c.number("rope_theta", 1000000.0)
     return found
 
 

@@ -66,4 +66,3 @@ def grouped(heads: int, kv_heads: int, head_dim: int) -> Order:
     k = heads * head_dim + np.arange(kv_heads * head_dim).reshape(kv_heads, 1, head_dim)
     v = k + kv_heads * head_dim
     return np.concatenate([q, k, v], axis=1).reshape(-1)
-
