@@ -29,6 +29,7 @@ BENCHES = {
     "startup": "the command line starts in under 0.5 s of CPU time, without torch",
     "parity": "the default model agrees with llama.cpp and transformers on the same weights",
     "speed": "tokens per second of the engine on the default model",
+    "quantise": "int4 folders: at most 3 % more perplexity, 34 % of 16 bits, calibrated better than rounding",
     "quickstart": "a clean clone climbs all three rungs within 12 minutes after installation",
 }
 PACKAGES = ["ladderlm", "numpy", "numba", "torch", "transformers", "tokenizers", "safetensors", "xllamacpp"]

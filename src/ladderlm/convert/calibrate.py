@@ -47,11 +47,13 @@ def round_layers(decoder: Decoder, windows: Sequence[Sequence[int]], rounder: Ro
     out: dict[str, PackedMatrix] = {}
     for index, layer in events.track(list(enumerate(decoder.model.layers)), "calibrate", unit="layers"):
         for linears in _by_input(layer, calls, index):
-            moments_II = _moments(layer, linears[0][1], calls, index)
+            weights_OI = np.concatenate([linear.weight.numpy() for _, linear in linears])
+            whole, start = rounder(weights_OI, _moments(layer, linears[0][1], calls, index)), 0
             for name, linear in linears:
-                packed = rounder(linear.weight.numpy(), moments_II)
+                packed = whole.take(slice(start, start + linear.out_features))
                 linear.weight.copy_(torch.from_numpy(packed.array()))
                 out[f"model.layers.{index}.{name}.weight"] = packed
+                start += linear.out_features
         for call in calls:
             call.x_TD = call.run(layer, index)
     return out
