@@ -34,7 +34,7 @@ def test_every_kind_agrees_with_the_reference(kind: str) -> None:
     weights = KindWeights(arch, kind)
     network = Network(arch, weights, threads=2)
     expected = ReferenceDecoder(arch, weights).logits(IDS)
-    np.testing.assert_allclose(whole(network, IDS), expected, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(whole(network, IDS), expected, atol=3e-5 * np.abs(expected).max())
     assert np.array_equal(whole(network, IDS), chunked(network, IDS, 1))
     network.close()
 

@@ -127,7 +127,7 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
     config = tmp_path / "m" / "config.json"
     good = config.read_text()
     for old, new, message in (
-        ('"llama"', '"mamba"', "nearest family is llama"),
+        ('"llama"', '"mamba"', "did you mean 'llama'"),
         ('"hidden_size": 32', '"hidden_size": 64', "shape"),
         ('"hidden_act": "silu"', '"hidden_act": "relu"', "hidden_act"),
         ('"num_hidden_layers": 2,', "", "num_hidden_layers"),

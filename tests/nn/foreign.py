@@ -23,12 +23,13 @@ _LONG = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1
 
 
 def _gpt(kind: str, **more: Any) -> Callable[[], Any]:
-    base = {
-        "GPT2": {"vocab_size": V, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2},
-        "OPT": {"vocab_size": V, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "ffn_dim": 96,
-                    "word_embed_proj_dim": 64, "max_position_embeddings": 64},
-        "Falcon": {"vocab_size": V, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-                       "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2},
+    wide = {"vocab_size": V, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    wide |= {"max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}
+    base: dict[str, dict[str, Any]] = {
+        "GPT2": {"vocab_size": V, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 1,
+                 "eos_token_id": 2},
+        "OPT": {**wide, "ffn_dim": 96, "word_embed_proj_dim": 64},
+        "Falcon": wide,
     }  # fmt: skip
     return _llama(kind, base[kind], **more)
 

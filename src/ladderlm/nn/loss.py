@@ -68,8 +68,9 @@ def mean_nats(decoder: Decoder, batch: Batch) -> tuple[Tensor, dict[str, float]]
 class _FrozenHead(torch.autograd.Function):
     """Cross-entropy through a head that does not train, without ever holding all logits.
 
-    Each row's gradient is its upstream gradient times (softmax - onehot) head (times the cap's slope), so the product can be made on the
-    way forward, block by block, and only scaled on the way back (as Liger Kernel does it for a scalar loss).
+    Each row's gradient is its upstream gradient times (softmax - onehot) head (and the slope of the cap), so the
+    product can be made on the way forward, block by block, and only scaled on the way back (as Liger Kernel does it
+    for a scalar loss).
     """
 
     @staticmethod
