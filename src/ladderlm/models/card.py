@@ -61,9 +61,19 @@ def render_card(
         lines += [f"| {key} | {_plain(value)} |" for key, value in scores.items()]
     lines += [
         "", "## Use", "", "```", f"ladderlm chat --model ./{name}", "```", "",
-        "The folder also loads in `transformers`, vLLM and llama.cpp's converter.", "",
+        f"The folder also loads in {_readers(lineage)}.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _readers(lineage: Mapping[str, Any]) -> str:
+    """Who else reads the folder. Integers in embeddings are newer than in layers: few readers know them."""
+    quantised = lineage.get("quantised")
+    if not isinstance(quantised, Mapping):
+        return "`transformers`, vLLM and llama.cpp's converter"
+    if quantised.get("embeddings") == "int8":
+        return "servers that know packed embeddings of compressed-tensors (else keep embeddings in float16)"
+    return "`transformers` and vLLM, by compressed-tensors"
 
 
 def _plain(value: Any) -> str:
