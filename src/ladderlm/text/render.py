@@ -61,7 +61,8 @@ def render(
     said = _said(text, messages, tools, template, tokenizer, strict=not add_generation_prompt)
     if prefill and prefill["content"]:
         begun = _begun(text, [*messages, prefill], tools, template)
-        said.append((len(text) if begun.startswith(text) else len(begun) - len(prefill["content"]), len(begun)))
+        start = len(text) if begun.startswith(text) else len(begun) - len(prefill["content"].lstrip())
+        said.append((start, len(begun)))
         text = begun
     return _encode(text, said, tokenizer, shield)
 
@@ -73,7 +74,7 @@ def _begun(prompt: str, messages: list[Any], tools: list[Any], template: ChatTem
     text, found, _ = template([*messages[:-1], {**messages[-1], "content": content + _SENTINEL}], tools).partition(
         _SENTINEL
     )
-    return text if found and text.endswith(content) else prompt + content
+    return text if found and text.endswith(content.lstrip()) else prompt + content  # many templates trim
 
 
 # --- Wire form ----------------------------------------------------------------------------------------------------
@@ -210,6 +211,10 @@ def _by_prefix(
         return None
     turn = after[len(before) :]
     last = max(((turn.rfind(e) + len(e)) for e in ends if e in turn), default=len(turn))
+    while (end := next((e for e in ends if turn[:last].endswith(e)), "")) and (
+        (earlier := turn[: last - len(end)].rstrip()).endswith(tuple(ends))
+    ):  # a template may close the whole text too: generation stops at the first
+        last = len(earlier)
     return len(before), len(before) + last
 
 
@@ -226,8 +231,11 @@ def _by_mark(
         return None
     stop = len(text) - len(tail)
     blank = len(tail) - len(tail.lstrip())
-    end = next((e for e in ends if tail[blank:].startswith(e)), None)
-    return _start(head, messages[:i], tools, template), stop + (blank + len(end) if end else 0)
+    if "tool_calls" in messages[i]:  # they follow the content
+        more = min(((tail.find(e) + len(e)) for e in ends if e in tail), default=0)
+    else:
+        more = next((blank + len(e) for e in ends if tail[blank:].startswith(e)), 0)
+    return _start(head, messages[:i], tools, template), stop + more
 
 
 def _start(head: str, before: list[Any], tools: list[Any], template: ChatTemplate) -> int:

@@ -13,6 +13,7 @@ On purpose not as in `transformers`:
 
 from __future__ import annotations
 
+import base64
 import copy
 import functools
 import json
@@ -29,6 +30,7 @@ from tokenizers import models, processors
 from ladderlm.errors import FormatError
 from ladderlm.text import files
 from ladderlm.text.around import around
+from ladderlm.text.charsmap import check_charsmap
 from ladderlm.text.specs import SPACE, byte_alphabet
 from ladderlm.text.vocabulary import PREFIX_KEY, spec_from_gguf, token_id
 
@@ -95,7 +97,11 @@ class Tokenizer:
             self.vocab_size: int = max([int(last), *self._added]) + 1
             if self.vocab_size > _MAX_SIZE:
                 raise ValueError(f"an id of {self.vocab_size - 1}")
-        except Exception as error:  # the Rust library raises bare Exception
+        except FormatError as error:
+            raise FormatError(str(error), where=where) from None
+        except BaseException as error:  # the Rust library raises bare Exception, and panics
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise FormatError(f"not a tokenizer: {str(error)[:200]}", where=where) from None
         self.kind = _kind(self.parts, str(self.model.get("type", "BPE")))
         self.byte_level = self.kind == "byte-level"
@@ -384,6 +390,9 @@ def _control_tokens(added: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 def build(spec: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """The encoder of a tokenizer.json that cuts, pads and surrounds nothing. Any Exception when it is not sound."""
     model = spec["model"]
+    for step in steps_of(spec.get("normalizer")):
+        if step.get("type") == "Precompiled":
+            check_charsmap(base64.b64decode(step["precompiled_charsmap"]))
     if model.get("type", "BPE") not in ("BPE", "Unigram") or "vocab" not in model:
         return _bare(tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": [], **spec})))
     small = {**spec, "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}

@@ -126,7 +126,7 @@ def _wordpiece(meta: Mapping[str, Any], tokens: Sequence[str]) -> Spec:
     """GGUF marks the beginning of a word (▁) where BERT marks what continues one (##)."""
     vocab: dict[str, int] = {}
     for i, token in enumerate(tokens):
-        if token.startswith(SPACE):
+        if token.startswith(SPACE) and len(token) > 1:
             token = token[1:]
         elif not (token.startswith("[") and token.endswith("]") and len(token) > 1):
             token = "##" + token
