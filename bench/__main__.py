@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BENCHES = {
     "startup": "the command line starts in under 0.5 s of CPU time, without torch",
     "parity": "the default model agrees with llama.cpp and transformers on the same weights",
+    "gguf": "llama.cpp runs our GGUF exports as our engine runs the source",
     "speed": "tokens per second of the engine on the default model",
     "quantise": "int4 folders: at most 3 % more perplexity, 34 % of 16 bits, calibrated better than rounding",
     "quickstart": "a clean clone climbs all three rungs within 12 minutes after installation",
