@@ -16,7 +16,7 @@ from ladderlm import store
 from ladderlm.errors import FormatError, NotFound, UsageError, nearest
 from ladderlm.models import families, packed_ints
 from ladderlm.models.arch import Architecture
-from ladderlm.models.bounded import read_json, shown
+from ladderlm.models.bounded import parse_json, read_json, shown
 from ladderlm.models.card import render_card
 from ladderlm.models.families import ggufs
 from ladderlm.models.families.stored import Stored
@@ -99,11 +99,18 @@ def load_gguf(path: Path, ref: str, name: str, lineage: Mapping[str, Any] | None
     source = meta.get("tokenizer.chat_template")
     template = _template(source, tokenizer) if isinstance(source, str) else None
     base = {"name": meta.get("general.name", name), "licence": meta.get("general.license", "unknown")}
-    lineage = lineage or {"base": base, "licence": base["licence"]}
+    lineage = lineage or _written_lineage(meta) or {"base": base, "licence": base["licence"]}
     generation = {"eos_token_id": list(tokenizer.stop_ids)}
     return ModelFiles(
         ref, name, path, arch, GGUFWeights(file, layout, shapes), tokenizer, template, generation, lineage, file.bytes
     )
+
+
+def _written_lineage(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The lineage in a file of our own."""
+    text = meta.get("ladderlm.lineage")
+    found = parse_json(text.encode(), "ladderlm.lineage") if isinstance(text, str) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def load_folder(path: Path, ref: str, name: str) -> ModelFiles:
