@@ -17,6 +17,7 @@ from ladderlm.models.folder import ModelFiles
 from ladderlm.models.gguf_write import Entry, write_gguf
 from ladderlm.models.quants import KINDS, Bytes
 from ladderlm.models.weights import Weights
+from ladderlm.text.vocabulary_out import gguf_metadata
 from ladderlm.types import FloatArray
 
 # Kind -> general.file_type, llama.cpp's number of the mixture.
@@ -93,8 +94,6 @@ def _vector(values: FloatArray) -> Iterator[Bytes]:
 
 
 def _metadata(files: ModelFiles, kind: str) -> dict[str, Any]:
-    from ladderlm.text.vocabulary_out import gguf_metadata
-
     meta: dict[str, Any] = {
         "general.type": "model",
         "general.name": files.name,
