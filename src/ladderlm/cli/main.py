@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "chat": ("ladderlm.cli.prompt:chat", "talk with a model"),
     "ask": ("ladderlm.cli.prompt:ask", "one question, one answer; stdin, files, choices, batches"),
     "next": ("ladderlm.cli.prompt:next_", "the next-token table of a prompt, or of two side by side"),
+    "inspect": ("ladderlm.cli.inspect:main", "see inside a model: attention, logit lens, ablations, loss by position"),
     "prompts": ("ladderlm.cli.prompts:main", "saved prompt templates: list, show, save, rm"),
     "models": ("ladderlm.cli.models:main", "list, pull, show, rm, recommend"),
     "data": ("ladderlm.cli.data:main", "collect, split, stats"),

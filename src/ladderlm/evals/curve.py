@@ -25,7 +25,12 @@ class Curve:
 
     @property
     def slug(self) -> str:
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-") or "curve"
+        return slug(self.name)
+
+
+def slug(name: str) -> str:
+    """A name as a file's."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "curve"
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -64,7 +64,7 @@ def evaluate(model: Model, tokenizer: Encoder, texts: Sequence[str], context: in
     for text in events.track([t for t in texts if t], "perplexity", unit="texts"):
         ids = tokenizer.encode(text)
         nats, tokens, skipped = 0.0, 0, 0
-        for window, unscored in _windows(ids, tokenizer.document_start_id, context):
+        for window, unscored in windows(ids, tokenizer.document_start_id, context):
             logprobs = token_logprobs(model, window)
             nats -= float(logprobs.sum())
             tokens += len(logprobs)
@@ -83,7 +83,7 @@ def evaluate(model: Model, tokenizer: Encoder, texts: Sequence[str], context: in
     )  # fmt: skip
 
 
-def _windows(ids: Sequence[int], start: int | None, context: int) -> Iterator[tuple[list[int], int]]:
+def windows(ids: Sequence[int], start: int | None, context: int) -> Iterator[tuple[list[int], int]]:
     """(ids to feed, how many of the text's own tokens go unscored) of each window."""
     step = context if start is None else context - 1
     for at in range(0, len(ids), step):

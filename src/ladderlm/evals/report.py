@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ladderlm.evals.curve import Curve, to_svg
+from ladderlm.evals.curve import Curve, slug, to_svg
 from ladderlm.store import atomic_file, make_dir
 
 
@@ -37,9 +37,25 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """A finished drawing: one <svg> element that carries its styles. Wider than the page, it scrolls."""
+
+    name: str
+    svg: str
+    caption: str = ""
+
+    @property
+    def slug(self) -> str:
+        return slug(self.name)
+
+
+Item = Text | Table | Samples | Curve | Picture
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
     heading: str
-    items: list[Text | Table | Samples | Curve] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
 
 
 class Report:
@@ -73,9 +89,17 @@ class Report:
         self.sections[-1].items.append(Curve(name, lines, x, y or name))
         return self
 
+    def picture(self, name: str, svg: str, caption: str = "") -> Report:
+        """A drawing made elsewhere. `name` also names its file."""
+        self.sections[-1].items.append(Picture(name, svg, caption))
+        return self
+
     @property
-    def curves(self) -> list[Curve]:
-        return [item for section in self.sections for item in section.items if isinstance(item, Curve)]
+    def drawings(self) -> dict[str, str]:
+        """The <svg> elements by the names of their files."""
+        items = [item for section in self.sections for item in section.items]
+        drawn = {f"{c.slug}.svg": to_svg(c) for c in items if isinstance(c, Curve)}
+        return drawn | {f"{p.slug}.svg": p.svg for p in items if isinstance(p, Picture)}
 
     def to_markdown(self) -> str:
         parts = [f"# {_line(self.title)}"]
@@ -97,10 +121,8 @@ class Report:
     def write(self, folder: str | Path) -> Path:
         """Writes the files, each whole or not at all. Returns the path of report.html."""
         folder = make_dir(Path(folder))
-        for curve in self.curves:
-            with atomic_file(folder / f"{curve.slug}.svg") as file:
-                file.write(to_svg(curve))
-        for name, text in (("report.md", self.to_markdown()), ("report.html", self.to_html())):
+        pages = {"report.md": self.to_markdown(), "report.html": self.to_html()}
+        for name, text in (self.drawings | pages).items():
             with atomic_file(folder / name) as file:
                 file.write(text)
         return folder / "report.html"
@@ -124,12 +146,15 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _markdown(item: Text | Table | Samples | Curve) -> str:
+def _markdown(item: Item) -> str:
     match item:
         case Text():
             return item.text.strip()
         case Curve():
             return f"![{_line(item.name)}]({item.slug}.svg)"
+        case Picture():
+            drawn = f"![{_line(item.name)}]({item.slug}.svg)"
+            return f"{drawn}\n\n{item.caption}" if item.caption else drawn
         case Samples():
             rows = [[f"`{_line(r[0])}`" if r else "", *r[1:]] for r in item.rows]
             return _markdown_table(item.columns, rows)
@@ -149,13 +174,16 @@ def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 # --- HTML ---------------------------------------------------------------------------------------------------------
 
 
-def _html(item: Text | Table | Samples | Curve) -> str:
+def _html(item: Item) -> str:
     match item:
         case Text():
             return _html_text(item.text)
         case Curve():
             caption = f"<figcaption>{html.escape(item.name)}</figcaption>"
             return f"<figure>\n{to_svg(item)}\n{caption}\n</figure>"
+        case Picture():
+            caption = f"<figcaption>{html.escape(item.caption)}</figcaption>" if item.caption else ""
+            return f'<figure>{caption}\n<div class="wide picture">{item.svg}</div>\n</figure>'
         case Samples():
             head = "".join(f"<th>{html.escape(c)}</th>" for c in item.columns)
             body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>\n" for row in item.rows)
@@ -226,6 +254,6 @@ th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; border-bot
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 table.samples { table-layout: fixed; width: 100%; min-width: 40rem; }
 table.samples td { white-space: pre-wrap; word-wrap: break-word; }
-svg { max-width: 100%; height: auto; }
+svg { max-width: 100%; height: auto; } .picture svg { max-width: none; }
 @media print { body { margin: 0; max-width: none; } }
 """
