@@ -171,6 +171,13 @@ def test_the_docs_name_every_verb() -> None:
     assert [v for v in VERBS if f"ladderlm {v}" not in text and f"./ladder {v}" not in text] == []
 
 
+def test_the_docs_tell_of_every_family() -> None:
+    from ladderlm.models.families import FAMILIES
+
+    page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    assert [f for f in FAMILIES if f"`{f}`" not in page] == []
+
+
 def test_the_figures_in_the_readme_are_those_measured() -> None:
     done = subprocess.run([sys.executable, "-m", "bench.readme", "--check"], cwd=ROOT, check=False)
     assert done.returncode == 0, "run: python -m bench.readme"

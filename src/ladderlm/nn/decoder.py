@@ -105,7 +105,8 @@ class Decoder(nn.Module):
         turns: dict[bool, Turns] = {}
         for i, layer in enumerate(self.model.layers):
             local = self.arch.window(i) > 0
-            turns.setdefault(local, self.positions(i, positions_T, longest))
+            if local not in turns:
+                turns[local] = self.positions(i, positions_T, longest)
             x_TD = layer(x_TD, turns[local], lengths)
         return self.finish(x_TD)
 
