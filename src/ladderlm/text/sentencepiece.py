@@ -1,6 +1,11 @@
 """SentencePiece's own file (`tokenizer.model`, a protobuf ModelProto), read without its library.
 
 Source: sentencepiece_model.proto (field numbers) and the protobuf wire format (varints, length-delimited fields).
+
+Ids are SentencePiece's own but for what the `tokenizers` library does otherwise: of equally probable Unigram cuts
+SentencePiece's 32-bit sums choose another now and then; normalisation composes a letter with one mark, not with the
+first of several; a Unigram vocabulary with byte pieces takes a spelled "<0x0A>" for that byte; and every text after a
+user-defined token gets a dummy space.
 """
 
 from __future__ import annotations
