@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ladderlm.errors import FormatError, LadderError, NotFound, StorageError
+from ladderlm.models import open_model, save_model
 from ladderlm.models.bounded import MAX_JSON, read_json
-from ladderlm.models.folder import read_shards
+from ladderlm.models.folder import eager, read_shards
 from ladderlm.models.safetensors import read_safetensors
 
 # Reads argv[2] with `argv[1]`, allowed 200 MB beyond what is mapped and what the imports took.
@@ -27,7 +29,7 @@ import os, resource, sys, time
 from pathlib import Path
 from ladderlm.errors import LadderError
 from ladderlm.models.bounded import read_json
-from ladderlm.models.folder import read_shards
+from ladderlm.models.folder import eager, read_shards
 from ladderlm.models.gguf import read_gguf
 from ladderlm.models.safetensors import read_safetensors
 
@@ -225,3 +227,54 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(StorageError):
         read_json(tmp_path / "loop")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small sound folder."""
+    source = tmp_path_factory.mktemp("sound")
+    tiny.write_gguf(source / "tiny.gguf")
+    files = open_model(str(source / "tiny.gguf"))
+    save_model(
+        source / "folder", files.arch, eager(files.weights), files.tokenizer, files.template, generation={}, lineage={}
+    )
+    return source / "folder"
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-5, 5), st.integers(), st.floats(), st.text(max_size=5),
+    st.lists(st.integers(), max_size=3), st.just({}), st.just({"rope_type": "yarn"}), st.just({"content": 3}),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "generation_config.json", "ladderlm.json"])
+@settings(max_examples=60, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_value_in_a_config_is_read_or_a_ladder_error(
+    model: Path, tmp_path: Path, file: str, data: st.DataObject
+) -> None:
+    shutil.copytree(model, tmp_path, dirs_exist_ok=True)
+    config = json.loads((model / file).read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        config[data.draw(st.sampled_from([*sorted(config), "rope_scaling", "sliding_window", "head_dim"]))] = data.draw(
+            VALUES
+        )
+    (tmp_path / file).write_text(json.dumps(config))
+    try:
+        open_model(str(tmp_path))
+    except LadderError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+@settings(max_examples=60, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_tokenizers_are_read_or_a_ladder_error(model: Path, tmp_path: Path, data: st.DataObject) -> None:
+    shutil.copytree(model, tmp_path, dirs_exist_ok=True)
+    content = bytearray((model / "tokenizer.json").read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    try:
+        open_model(str(tmp_path))
+    except LadderError as error:
+        assert "\n" not in str(error)  # noqa: PT017

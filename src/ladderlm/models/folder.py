@@ -121,7 +121,8 @@ def load_folder(path: Path, ref: str, name: str) -> ModelFiles:
     weights = SafetensorsWeights(tensors, families.stored(arch), arch.tensor_shapes(), str(path))
     generation = _optional_json(path / "generation_config.json")
     notes = _optional_json(path / "ladderlm.json")
-    if notes.get("format", FORMAT) > FORMAT:
+    version = notes.get("format", FORMAT)
+    if not isinstance(version, int) or version > FORMAT:
         raise FormatError("written by a newer LadderLM", where=str(path / "ladderlm.json"), cure="upgrade")
     tokenizer, template = _read_tokenizer(path, generation, notes)
     _check_vocabulary(tokenizer, arch, path)
