@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ladderlm.models.arch import Architecture
-from ladderlm.text.vocabulary import byte_alphabet
+from ladderlm.text.specs import byte_alphabet
 
 ARCH = Architecture(
     vocab_size=260, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=64, context_length=128, tied=False

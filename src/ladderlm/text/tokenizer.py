@@ -310,7 +310,8 @@ class Tokenizer:
         table = [b""] * self.vocab_size
         spell = self._spelling()
         for token, id in self._full.get_vocab(with_added_tokens=True).items():
-            table[id] = token.encode() if id in self._added else spell(token)
+            if id < len(table):  # a damaged file can name one token twice, by different ids
+                table[id] = token.encode() if id in self._added else spell(token)
         return table
 
     def _spelling(self) -> Callable[[str], bytes]:
