@@ -1,10 +1,13 @@
 """Streams: what is emitted piece by piece equals what decode says at once, cut at the first stop string."""
 
+import json
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ladderlm.text.bpe import train_bpe
 from ladderlm.text.detokenise import Detokeniser
+from ladderlm.text.tokenizer import Tokenizer
 from ladderlm.types import Candidate, Token
 
 TOKENIZER = train_bpe(["hello world stop END " * 30], 300)
@@ -69,3 +72,20 @@ def test_streaming_equals_decoding(ids: list[int], stop: list[str]) -> None:
     for piece in pieces:  # at no time was something shown that a stop string would have taken back
         shown += piece
         assert whole[:cut].startswith(shown)
+
+
+def test_a_first_space_of_sentencepiece_is_left_out_where_a_text_begins() -> None:
+    vocabulary = {"<unk>": 0, "▁": 1, "H": 2, "i": 3, "▁H": 4, "▁Hi": 5}
+    spec = {
+        "version": "1.0", "added_tokens": [], "normalizer": {"type": "Prepend", "prepend": "▁"},
+        "pre_tokenizer": None, "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": [["▁", "H"], ["▁H", "i"]], "unk_token": "<unk>"},
+    }  # fmt: skip
+    tokenizer = Tokenizer.from_json(json.dumps(spec))
+    assert tokenizer.decode([5, 5]) == "Hi Hi"
+    for begins, expected in ((True, "Hi Hi"), (False, " Hi Hi")):
+        reader = Detokeniser(tokenizer, begins=begins)
+        assert "".join(reader.feed(Token(i, 0.0))[0] for i in (5, 5)) + reader.finish() == expected

@@ -35,7 +35,11 @@ from ladderlm.text.tokenizer import SpecialTokens, Tokenizer
 
 FORMAT = 1
 SHARD_BYTES = 5 * 10**9
-_HASHED = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "adapter_config.json")
+_HASHED = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "adapter_config.json",
+    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt", "vocab.txt",
+    "added_tokens.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +169,7 @@ def _read_tokenizer(
     path: Path, generation: Mapping[str, Any], notes: Mapping[str, Any]
 ) -> tuple[Tokenizer, ChatTemplate | None]:
     config = _optional_json(path / "tokenizer_config.json")
-    tokenizer = Tokenizer.from_file(path / "tokenizer.json")
+    tokenizer = Tokenizer.from_folder(path)
     ends = generation.get("eos_token_id")
     ends = tuple(ends if isinstance(ends, list) else [ends] if isinstance(ends, int) else [])
     guessed = tokenizer.special

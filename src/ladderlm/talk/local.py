@@ -53,7 +53,9 @@ class LocalChat:
         deadline: float | None = None,
     ) -> Iterator[Delta]:
         """The answer to a conversation; a last assistant message is continued."""
-        return self._speak(self._ids(conversation), sampling, cancel, deadline)
+        last = conversation.messages[-1:]
+        continued = bool(last) and last[0].role == "assistant"
+        return self._speak(self._ids(conversation), sampling, cancel, deadline, begins=not continued)
 
     def complete(
         self,
@@ -72,12 +74,18 @@ class LocalChat:
         return ([] if start is None else [start]) + self.tokenizer.encode(prompt)
 
     def _speak(
-        self, ids: list[int], sampling: Sampling, cancel: Cancel | None, deadline: float | None
+        self,
+        ids: list[int],
+        sampling: Sampling,
+        cancel: Cancel | None,
+        deadline: float | None,
+        *,
+        begins: bool = False,
     ) -> Iterator[Delta]:
         inner = dataclasses.replace(
             sampling, stop=(), stop_ids=tuple(dict.fromkeys((*sampling.stop_ids, *self.tokenizer.stop_ids)))
         )
-        choices = [Detokeniser(self.tokenizer, sampling.stop) for _ in range(sampling.n)]
+        choices = [Detokeniser(self.tokenizer, sampling.stop, begins=begins) for _ in range(sampling.n)]
         tokens, running, usage = 0, set(range(sampling.n)), None
         stream = cast("Generator[Delta]", self.engine.generate(ids, inner, cancel=cancel, deadline=deadline))
         with contextlib.closing(stream):

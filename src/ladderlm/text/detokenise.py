@@ -14,14 +14,16 @@ class Detokeniser:
 
     A character is emitted when its last byte is here; text that may be the beginning of a stop string is held until
     that is settled. Control tokens have no text. What is emitted in all equals `tokenizer.decode` of all ids, cut
-    before the first stop string.
+    before the first stop string. With `begins` the text starts here, and the space that SentencePiece puts before a
+    first word is left out, as `decode` does; else it continues another.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), *, begins: bool = False) -> None:
         self._tokenizer, self._stop = tokenizer, stop
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._control = frozenset(tokenizer.control.values())
         self._held = ""
+        self._strip = begins and tokenizer.dummy_space
         self.stopped = False
 
     def feed(self, token: Token) -> tuple[str, Token]:
@@ -48,6 +50,8 @@ class Detokeniser:
 
     def _settle(self, new: str) -> str:
         """Adds `new` to what is held and takes out what no stop string can claim any more."""
+        if self._strip and new:
+            self._strip, new = False, new.removeprefix(" ")
         text = self._held + new
         cut = min((at for s in self._stop if (at := text.find(s)) >= 0), default=-1)
         if cut >= 0:

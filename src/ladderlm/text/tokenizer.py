@@ -106,7 +106,7 @@ class Tokenizer:
         self.kind = _kind(self.parts, str(self.model.get("type", "BPE")))
         self.byte_level = self.kind == "byte-level"
         self.prefix = _prefix(self.parts)
-        self._dummy_space = self.kind == "wordpiece" or (not self.byte_level and _strips(self.parts["decoder"]))
+        self.dummy_space = self.kind == "wordpiece" or (not self.byte_level and _strips(self.parts["decoder"]))
         self._encoders: dict[tuple[bool, bool], tokenizers.Tokenizer] = {}
         self._set_special(special or self._guess())
 
@@ -286,7 +286,7 @@ class Tokenizer:
         hidden = frozenset() if special else self._control_ids
         data = b"".join(self.token_bytes(i) for i in ids if i not in hidden)
         text = data.decode("utf-8", errors="replace")
-        return text.removeprefix(" ") if self._dummy_space else text
+        return text.removeprefix(" ") if self.dummy_space else text
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes of one token, b"" for an id beyond the vocabulary."""

@@ -110,7 +110,7 @@ def load_tokenizer(config: PretrainConfig, train: Sequence[Record]) -> Tokenizer
     if not config.tokenizer:
         return train_bpe((r["text"] for r in train), config.vocab_size)
     path = Path(config.tokenizer).expanduser()
-    return Tokenizer.from_file(path / "tokenizer.json" if path.is_dir() else path)
+    return Tokenizer.from_folder(path) if path.is_dir() else Tokenizer.from_file(path)
 
 
 def measure(
