@@ -2,8 +2,9 @@
 
 A decoder of 26.7 M parameters is pretrained on the standard library's docstrings with our recipe (14 minutes on two
 quiet cores), or taken ready from the folder that LADDER_QUANTISE_MODEL names, which must hold its recipe. Calibration
-text is from its training part; perplexity is measured on its held-out part by our engine, window by window, so that
-intervals are paired: each window under both models, resampled.
+text is from its training part; perplexity is measured by our engine on its held-out part and on docstrings of numpy,
+of which it saw none (the held-out part alone is too short to tell the forms apart), window by window, so that intervals
+are paired: each window under both models, resampled.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 
 from ladderlm import engine, events
 from ladderlm.convert.quantise import QuantiseConfig, run
+from ladderlm.data.collect import python_corpus
 from ladderlm.data.records import write_records
 from ladderlm.evals.intervals import Interval, bootstrap_ratio
 from ladderlm.evals.perplexity import token_logprobs
@@ -35,6 +37,7 @@ FORMS = {
     "int4 gptq, calibrated on its own writing": {"calibrate": ""},
     "int8 gptq": {"bits": 8},
 }
+UNSEEN = 700_000  # characters of numpy's docstrings
 PROMPT, DECODED, ROUNDS = 16, 128, 3
 
 
@@ -48,6 +51,17 @@ def trained(minute: bool, work: Path) -> ModelFiles:
         size = {"vocab_size": 1024, "layers": 2, "dim": 128, "heads": 2, "minutes": 0.3}
     config = PretrainConfig(data="python:docs", out=str(work / "model"), batch_tokens=4096, **size)
     return open_model(pretrain.run(config).model)
+
+
+def unseen() -> list[str]:
+    """The docstrings of modules of numpy, drawn by a fixed seed."""
+    texts = [r["text"] for r in python_corpus("docs", root=Path(np.__file__).parent)]
+    kept, size = [], 0
+    for i in np.random.default_rng(0).permutation(len(texts)):
+        if size < UNSEEN:
+            kept.append(texts[i])
+            size += len(texts[i])
+    return kept
 
 
 def held_windows(files: ModelFiles, texts: Sequence[str]) -> list[list[int]]:
@@ -88,7 +102,7 @@ def measure(minute: bool) -> dict[str, Any]:
         files = trained(minute, work)
         train, held = pretrain.load_text(PretrainConfig.from_dict(files.lineage["recipe"]))
         write_records(work / "calibration.jsonl", train)
-        windows = held_windows(files, [r["text"] for r in held])[: 20 if minute else None]
+        windows = held_windows(files, [*(r["text"] for r in held), *unseen()])[: 20 if minute else None]
         tokens = sum(len(w) - 1 for w in windows)
         before, speed = measured(files, windows)
         figures: dict[str, Any] = {
