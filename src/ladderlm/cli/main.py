@@ -20,7 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "next": ("ladderlm.cli.prompt:next_", "the next-token table of a prompt, or of two side by side"),
     "inspect": ("ladderlm.cli.inspect:main", "see inside a model: attention, logit lens, ablations, loss by position"),
     "prompts": ("ladderlm.cli.prompts:main", "saved prompt templates: list, show, save, rm"),
-    "models": ("ladderlm.cli.models:main", "list, pull, show, rm, recommend"),
+    "models": ("ladderlm.cli.models:main", "list, pull, show, rm, recommend, diff, merge, slice, pack, unpack, push"),
     "data": ("ladderlm.cli.data:main", "collect, split, stats"),
     "tokenizer": ("ladderlm.cli.tokenizer:main", "train, encode, stats"),
     "pretrain": ("ladderlm.cli.train:pretrain", "train a model from random weights"),

@@ -1,4 +1,4 @@
-"""`ladderlm models list|pull|show|rm|recommend`."""
+"""`ladderlm models list|pull|show|rm|recommend`; the verbs that make, compare and share models are in making.py."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ladderlm.cli import show
+from ladderlm.cli import making, show
 from ladderlm.cli.args import parse
 from ladderlm.config import option
 from ladderlm.errors import UsageError, nearest
 
 USAGE = """usage: ladderlm models list | pull NAME | show REF | rm NAME | recommend TASK  [--json]
+       ladderlm models diff A B | merge A B [C..] --out DIR | slice MODEL --layers 0-11 --out DIR
+       ladderlm models pack MODEL --out FILE | unpack FILE --out DIR | push MODEL hub:org/name
 
   list       what is here and what can be fetched
   pull       fetch a model of the catalogue
-  show       what a model holds and needs: size, precision, context, memory, expected speed, licences
+  show       what a model holds and needs: parameters and precision by kind, memory by context, licences, lineage
   rm         delete a model of the workspace, or a fetched one
-  recommend  models for a task: chat, classify, finetune, learn"""
+  recommend  models for a task: chat, classify, finetune, learn
+  diff       in what two models, or two forms of one, differ; exit code 1 if they do
+  merge      several models into one (linear, slerp, task, ties), or base+adapter into one folder
+  slice      a model with some of its layers
+  pack       a model as one file to share, with card and hashes; unpack is the way back
+  push       upload a model to the Hugging Face hub"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,9 @@ class RecommendConfig:
 def main(argv: list[str]) -> int:
     """Runs the verb that `argv` begins with; without one, list."""
     verbs: dict[str, Callable[[list[str]], int]] = {
-        "list": list_, "pull": pull, "show": show_, "rm": remove, "recommend": recommend,
+        "list": list_, "pull": pull, "show": show_, "rm": remove, "recommend": recommend, "diff": making.diff,
+        "merge": making.merge, "slice": making.slice_, "pack": making.pack, "unpack": making.unpack,
+        "push": making.push,
     }  # fmt: skip
     if argv and argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -116,8 +125,14 @@ def remove(argv: list[str]) -> int:
 
 def readable(key: str, value: Any) -> str:
     """A value of `describe` for people."""
-    if key == "precision":
+    if key in ("precision", "parameters_by_kind"):
         return ", ".join(f"{kind} {count(n)}" for kind, n in value.items())
+    if key == "precision_by_kind":
+        return "; ".join(f"{kind}: {readable('precision', forms)}" for kind, forms in value.items())
+    if key == "memory_bytes" and isinstance(value, dict):
+        return ", ".join(f"{size(n)} at {context}" for context, n in value.items())
+    if key == "made_from":
+        return " <- ".join(value) or "nothing told"
     if key.endswith(("bytes", "bytes_per_token")):
         return size(value)
     if key == "expected_tokens_per_second":

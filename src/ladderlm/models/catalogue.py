@@ -18,10 +18,9 @@ from ladderlm.models.fetch import CATALOGUE, DEFAULT_MODEL, fetched, place, pull
 from ladderlm.types import Value
 
 if TYPE_CHECKING:
-    from ladderlm.models.folder import ModelFiles
+    pass
 
 __all__ = ["DEFAULT_MODEL", "Entry", "describe", "list_models", "pull", "recommend", "remove"]
-_KV_CONTEXT = 2048  # tokens of context that the memory estimate allows for
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,51 +113,43 @@ def describe(ref: str) -> dict[str, Any]:
             "bytes": s.bytes, "download_bytes": s.wheel_bytes, "context_length": s.context_length,
             "licence": s.licence, "fetched_to": str(place(ref)),
         }  # fmt: skip
-    from ladderlm.models.card import licence_flags
+    from ladderlm.models import contents
+    from ladderlm.models.card import licence_flags, plain_words
     from ladderlm.models.reference import open_model
 
     files = open_model(ref)
     arch = files.arch
-    kinds, weight_bytes = _precision(files)
-    kv_bytes = 2 * arch.layers * arch.kv_heads * arch.head_dim * 4  # keys and values of one token, float32
+    kinds, forms, weight_bytes = contents.tally(files)
+    precision: Counter[str] = Counter()
+    for some in forms.values():
+        precision.update(some)
     bandwidth = memory_bandwidth()
     return {
         "name": files.name,
         "here": True,
         "path": str(files.path),
+        "about": plain_words(arch),
         "family": arch.family,
         "parameters": arch.parameters,
+        "parameters_by_kind": kinds,
         "bytes": files.bytes,
-        "precision": kinds,
+        "precision": dict(precision.most_common()),
+        "precision_by_kind": forms,
         "layers": arch.layers,
         "dim": arch.dim,
         "vocab_size": arch.vocab_size,
         "context_length": arch.context_length,
+        "tokenizer": contents.tokenizer_kind(files.tokenizer),
         "template": files.template is not None,
-        "memory_bytes": weight_bytes + kv_bytes * min(arch.context_length, _KV_CONTEXT),
-        "kv_cache_bytes_per_token": kv_bytes,
+        "memory_bytes": contents.memory(arch, weight_bytes),
+        "kv_cache_bytes_per_token": contents.cache_bytes(arch, 1) if arch.kind == "decoder" else 0,
         "expected_tokens_per_second": round(bandwidth / weight_bytes, 1),
         "estimate": f"at {bandwidth / 1e9:.1f} GB/s of memory bandwidth, measured just now; one request at a time",
         "licence": str(files.lineage.get("licence", "unknown")),
         "licence_flags": licence_flags(files.lineage),
+        "made_from": contents.ancestors(files.lineage),
         "lineage": dict(files.lineage),
     }
-
-
-def _precision(files: ModelFiles) -> tuple[dict[str, int], int]:
-    """Weights per storage kind, and the bytes that they all take."""
-    from ladderlm.models.quants import row_bytes
-
-    counts: Counter[str] = Counter()
-    total = 0
-    for name in files.weights.names():
-        shape = files.weights.shape(name)
-        blocks = files.weights.blocks(name)
-        kind = "F32" if blocks is None else blocks.kind
-        rows = shape[0] if len(shape) == 2 else 1
-        counts[kind] += rows * shape[-1]
-        total += rows * row_bytes(kind, shape[-1])
-    return dict(counts.most_common()), total
 
 
 def memory_bandwidth(seconds: float = 0.2) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from ladderlm import events, store
@@ -38,3 +40,36 @@ def download(name: str) -> Path:
     except Exception as error:  # the client library raises its HTTP library's errors, another one in each version
         first = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise NetworkError(f"the hub cannot be reached: {first}", where=repo, cure="check the network") from None
+
+
+def push(
+    repo: str, files: Mapping[str, Path | bytes], *, private: bool = False, message: str = "Upload with LadderLM"
+) -> str:
+    """Uploads files by name to the repository `org/name`, made if it is not there, as one commit; its address.
+
+    The token comes from HF_TOKEN alone and is never shown. Raises AuthError without one or where it does not allow
+    this, NetworkError where the hub cannot be reached or refuses, MissingExtra without huggingface_hub.
+    """
+    if repo.count("/") != 1 or "@" in repo or ":" in repo:
+        raise UsageError(f"{repo!r} is no hub name", cure="hub:org/name")
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not token:
+        raise AuthError("pushing needs a token", cure="set HF_TOKEN to one that may write")
+    try:
+        from huggingface_hub import CommitOperationAdd, HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError:
+        raise MissingExtra("huggingface_hub", "hub") from None
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
+    events.emit("push", f"{repo}: {len(files)} files")
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        added = [CommitOperationAdd(n, str(c) if isinstance(c, Path) else c) for n, c in sorted(files.items())]
+        done = api.create_commit(repo, added, commit_message=message)
+    except Exception as error:  # see download
+        said = str(error).replace(token, "***").strip().splitlines() or [type(error).__name__]
+        status = getattr(error.response, "status_code", 0) if isinstance(error, HfHubHTTPError) else 0
+        if status in (401, 403):
+            raise AuthError(f"the hub refuses: {said[0][:160]}", where=repo, cure="may this token write?") from None
+        raise NetworkError(f"the push failed: {said[0][:160]}", where=repo, cure="check the network") from None
+    return str(done.commit_url)

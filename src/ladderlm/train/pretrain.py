@@ -17,6 +17,7 @@ from ladderlm.errors import UsageError
 from ladderlm.evals.compress import xz_bits_per_byte
 from ladderlm.evals.intervals import bootstrap_ratio
 from ladderlm.evals.ngram import KneserNey
+from ladderlm.models.card import joint_licence
 from ladderlm.models.folder import save_model
 from ladderlm.nn.decoder import Decoder
 from ladderlm.nn.loss import mean_nats
@@ -33,7 +34,6 @@ from ladderlm.train.result import (
     conclude,
     describe_data,
     destination,
-    joint_licence,
     use_threads,
 )
 from ladderlm.train.settings import PretrainConfig

@@ -16,7 +16,6 @@ import torch
 from ladderlm import events, store
 from ladderlm.errors import Cancelled, FormatError, StorageError, UsageError
 from ladderlm.evals.report import Report
-from ladderlm.models.card import licences
 from ladderlm.train.loop import Fit, discard_checkpoints
 from ladderlm.types import Record, Run, Value
 
@@ -81,11 +80,6 @@ def describe_data(source: str, records: Sequence[Record]) -> list[dict[str, Any]
         }
         for licence, group in sorted(groups.items())
     ]
-
-
-def joint_licence(lineage: Mapping[str, Any]) -> str:
-    """The licences of base and data together; what all of them allow is allowed."""
-    return " and ".join(sorted({licence for _, licence in licences(lineage)})) or "unknown"
 
 
 def check_finished(run: Run, fit: Fit, verb: str) -> None:

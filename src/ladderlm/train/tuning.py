@@ -9,12 +9,13 @@ from typing import Any, Protocol
 
 from ladderlm.errors import UsageError
 from ladderlm.models.adapter import TARGETS, LoraConfig, save_adapter
+from ladderlm.models.card import joint_licence
 from ladderlm.models.fetch import CATALOGUE
 from ladderlm.models.folder import ModelFiles, save_model
 from ladderlm.nn.decoder import Decoder, load_decoder
 from ladderlm.nn.lora import add_lora, lora_tensors
 from ladderlm.train.optim import Optimiser
-from ladderlm.train.result import destination, joint_licence
+from ladderlm.train.result import destination
 from ladderlm.train.settings import METHODS
 
 
