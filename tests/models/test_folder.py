@@ -129,7 +129,7 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
     for old, new, message in (
         ('"llama"', '"mamba"', "did you mean 'llama'"),
         ('"hidden_size": 32', '"hidden_size": 64', "shape"),
-        ('"hidden_act": "silu"', '"hidden_act": "relu"', "hidden_act"),
+        ('"hidden_act": "silu"', '"hidden_act": "swish9"', "the activation 'swish9'"),
         ('"num_hidden_layers": 2,', "", "num_hidden_layers"),
     ):
         config.write_text(good.replace(old, new))

@@ -75,7 +75,7 @@ def watch(layers: Sequence[nn.Module], run: Callable[[], Tensor]) -> tuple[tuple
     def attending(attention: Any, args: tuple[Any, ...]) -> None:
         x_TD, turns = args[:2]
         q_THK, k_TGK, _ = attention.project(x_TD, turns)
-        seen = attention.shares(q_THK.transpose(0, 1)[None], k_TGK.transpose(0, 1)[None], turns.slopes_H)
+        seen = attention.shares(q_THK.transpose(0, 1)[None], k_TGK.transpose(0, 1)[None], turns)
         shares.append(seen[0])
 
     handles = [layer.register_forward_pre_hook(entering) for layer in layers]

@@ -193,7 +193,7 @@ def _short(value: float) -> str:
 def position_plot(loss: PositionLoss) -> str:
     """Mean loss for each bucket of positions, with its interval; buckets are equally far apart."""
     buckets = loss.buckets
-    wide, high, left, top = max(300, 54 * len(buckets)), 220, 52, 12
+    wide, high, left, top = max(300, 74 * len(buckets)), 220, 52, 12
     low = min(b.loss.low for b in buckets)
     most = max(b.loss.high for b in buckets)
     pad = 0.06 * (most - low) or 0.5
@@ -202,7 +202,7 @@ def position_plot(loss: PositionLoss) -> str:
         return top + high * (most + pad - value) / (most - low + 2 * pad)
 
     parts = []
-    for value in ticks(low - pad, most + pad):
+    for value in ticks(low - pad, most + pad, 7):
         parts.append(f'<path class="grid" d="M{left} {place(value):.1f}h{wide}"/>')
         parts.append(_text(left - 6, place(value) + 4, f"{value:g}", "end"))
     points = []

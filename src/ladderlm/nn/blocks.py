@@ -131,44 +131,44 @@ class Attention(nn.Module):
             q_BHTK, k_BGTK, v_BGTK = (
                 t[start:end].view(-1, length, t.shape[1], self.head_dim).transpose(1, 2) for t in (q_THK, k_TGK, v_TGK)
             )
-            o_BHTK = self.attend(q_BHTK, k_BGTK, v_BGTK, turns.slopes_H)
+            o_BHTK = self.attend(q_BHTK, k_BGTK, v_BGTK, turns)
             out.append(o_BHTK.transpose(1, 2).reshape(end - start, -1))
             start = end
         return self.o_proj(out[0] if len(out) == 1 else torch.cat(out))
 
-    def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, slopes_H: Tensor | None) -> Tensor:
+    def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, turns: Turns) -> Tensor:
         """Mixed values o_BHTK; the T queries are the last of the S positions."""
         length, seen = q_BHTK.shape[2], k_BGSK.shape[2]
         narrow = 0 < self.window < seen if self.causal else 0 < self.window // 2 < seen
         grouped = self.kv_heads != self.heads
-        if not (narrow or self.cap or slopes_H is not None) and (length == seen or length == 1 or not self.causal):
+        if not (narrow or self.cap or turns.slopes_H is not None) and (length == seen or length == 1 or not self.causal):
             return F.scaled_dot_product_attention(
                 q_BHTK, k_BGSK, v_BGSK, is_causal=self.causal and length > 1, enable_gqa=grouped, scale=self.scale
             )
         if self.cap:
             share = self.heads // self.kv_heads
-            return self.shares(q_BHTK, k_BGSK, slopes_H) @ v_BGSK.repeat_interleave(share, 1)
-        bias = self._bias(length, seen, slopes_H)
+            return self.shares(q_BHTK, k_BGSK, turns) @ v_BGSK.repeat_interleave(share, 1)
+        bias = self._bias(length, seen, turns)
         return F.scaled_dot_product_attention(
             q_BHTK, k_BGSK, v_BGSK, attn_mask=bias, enable_gqa=grouped, scale=self.scale
         )
 
-    def shares(self, q_BHTK: Tensor, k_BGSK: Tensor, slopes_H: Tensor | None) -> Tensor:
+    def shares(self, q_BHTK: Tensor, k_BGSK: Tensor, turns: Turns) -> Tensor:
         """How much of each position each query takes: shares_BHTS, whose rows sum to 1."""
         k_BHSK = k_BGSK.repeat_interleave(self.heads // self.kv_heads, 1)
         scores_BHTS = self.scale * q_BHTK @ k_BHSK.transpose(2, 3)
         if self.cap:
             scores_BHTS = self.cap * torch.tanh(scores_BHTS / self.cap)
-        return (scores_BHTS + self._bias(q_BHTK.shape[2], k_BGSK.shape[2], slopes_H)).softmax(-1)
+        return (scores_BHTS + self._bias(q_BHTK.shape[2], k_BGSK.shape[2], turns)).softmax(-1)
 
-    def _bias(self, length: int, seen: int, slopes_H: Tensor | None) -> Tensor:
+    def _bias(self, length: int, seen: int, turns: Turns) -> Tensor:
         """What is added to the scores of the last `length` of `seen` positions: -inf where a query does not see."""
         back_TS = torch.arange(seen - length, seen)[:, None] - torch.arange(seen)[None]  # how far back a key lies
         hidden_TS = back_TS < 0 if self.causal else torch.zeros_like(back_TS, dtype=torch.bool)
         if self.window:
             hidden_TS = hidden_TS | (back_TS >= self.window if self.causal else back_TS.abs() > self.window // 2)
         bias = torch.zeros(hidden_TS.shape).masked_fill(hidden_TS, -math.inf)
-        return bias if slopes_H is None else bias - slopes_H[:, None, None] * back_TS
+        return bias if turns.slopes_H is None else bias - turns.slopes_H[:, None, None] * back_TS
 
 
 class FeedForward(nn.Module):

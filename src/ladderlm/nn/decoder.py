@@ -125,7 +125,7 @@ class Decoder(nn.Module):
                 if i in cache.kept:
                     k_GSK, v_GSK = (torch.cat([a, b], 1) for a, b in zip(cache.kept[i], (k_GSK, v_GSK), strict=True))
                 cache.kept[i] = k_GSK, v_GSK
-                o_1HTK = layer.self_attn.attend(q_THK.transpose(0, 1)[None], k_GSK[None], v_GSK[None], turns.slopes_H)
+                o_1HTK = layer.self_attn.attend(q_THK.transpose(0, 1)[None], k_GSK[None], v_GSK[None], turns)
                 return layer.self_attn.o_proj(o_1HTK[0].transpose(0, 1).reshape(len(y_TD), -1))
 
             x_TD = layer.around(x_TD, attention)
