@@ -167,9 +167,7 @@ def test_a_slow_reader_pauses_only_itself(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("ids", "error"), [([], UsageError), ([1, 257], UsageError), ([-1], UsageError), ([1] * 161, ContextOverflow)]
 )
-def test_a_bad_prompt_is_refused_at_once(
-    model: str, ids: list[int], error: type[Exception], engine: Engine
-) -> None:
+def test_a_bad_prompt_is_refused_at_once(model: str, ids: list[int], error: type[Exception], engine: Engine) -> None:
     target = engine if model == "engine" else Uniform(257, 160)
     with pytest.raises(error):
         target.generate(ids, Sampling())
