@@ -82,7 +82,7 @@ def render_card(
         lines += ["", "## Scores", "", "| what | value |", "|---|---|"]
         lines += [f"| {key.replace('_', ' ')} | {_plain(value)} |" for key, value in scores.items()]
     lines += ["", "## Use", "", *_use(lineage, arch, name), ""]
-    return "\n".join(lines).replace("\n\n\n", "\n\n")
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 
 
 _ELSEWHERE = ("licence", "scores", "language", "about", "intended_use", "limits")
