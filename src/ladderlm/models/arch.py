@@ -17,6 +17,9 @@ _CHOICES = {
     "positions": ("rotary", "learned", "alibi", "relative", "sinusoidal"),
     "qk_norm": ("", "head", "heads", "all"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu"),
+    "pooling": ("first", "mean"),
+    "pooler": ("", "tanh", "relu"),
+    "transform": ("", "silu", "gelu", "gelu_tanh", "relu"),
     "head": ("lm", "mlm", "pretraining", "classify", "tag", "qa", "none"),
 }
 _ABSURD = 2**31
@@ -34,7 +37,7 @@ class Architecture(Value):
     `placement` of the norms around a branch f of the residual stream: "pre" x + f(norm x); "inner" x + norm(f x)
     (OLMo 2); "sandwich" x + norm(f(norm x)) (Gemma 2); "post" norm(x + f x) (Vaswani et al. 2017); "parallel"
     x + attention(norm x) + mlp(norm x), with one norm for both or, if `two_norms`, one each.
-    `norm_offset`: the scale is 1 + weight (Gemma). `qk_norm` of queries and keys: over each head with one weight for
+    `norm_offset`: the scale is 1 + weight (Gemma). Without `first_norm` the first layer takes its input as it is. `qk_norm` of queries and keys: over each head with one weight for
     all ("head"), with a weight for each ("heads"), or over all heads together ("all").
 
     Rotary positions (Su et al. 2021) turn the first `rotary_dim` of a head's `head_dim` coordinates (0: all of them);
@@ -43,15 +46,21 @@ class Architecture(Value):
     `unrotated` lists layers without rotary positions (SmolLM3). Learned positions start at row `position_offset`.
 
     `attention_cap` and `logit_cap` bound values by cap * tanh(value / cap) (Gemma 2); 0 is none. `attention_scale` 0
-    stands for head_dim ** -0.5; `embed_scale` multiplies embeddings.
+    stands for head_dim ** -0.5; `embed_scale` multiplies embeddings, `logit_scale` logits. `head_bias`: logits have one.
 
     Mixture of experts: `experts` of width `expert_hidden`, of which a token uses `experts_used`, their weights
     `expert_weights_normed` to sum 1; `shared_hidden` is the width of one that all tokens use; layers in
     `dense_layers` have the plain feed-forward layer instead.
 
-    Encoders: `token_types` (segments), `embed_norm`, and the `head` with its `labels`. Encoder-decoders:
-    `decoder_layers` (`layers` are the encoder's), relative positions in `relative_buckets` up to `relative_distance`,
-    `start_id` begins the decoder's text. `pad_id` is -1 for none.
+    Encoders: `token_types` (segments), `embed_norm` (a norm right after the embeddings), and a `head`: "mlm" gives
+    tokens for masked ones, "pretraining" that and whether the second text follows the first, "classify" a class of the
+    text, "tag" one of every token, "qa" scores for the start and the end of an answer, "none" hidden states. `labels`
+    names the classes. A text is its `pooling`: its "first" token or the "mean" of all. A head is made of a `pooler`
+    (linear, then the activation named) and a `transform` (linear, activation, norm), either of them "" for none, before
+    its last linear.
+
+    Encoder-decoders: `layers` are the encoder's, `decoder_layers` the decoder's; relative positions (T5) fall into
+    `relative_buckets` up to `relative_distance`; `start_id` begins what the decoder writes. `pad_id` is -1 for none.
     """
 
     vocab_size: int
@@ -70,6 +79,7 @@ class Architecture(Value):
     norm: str = "rms"
     norm_offset: bool = False
     norm_bias: bool = False
+    first_norm: bool = True
     placement: str = "pre"
     two_norms: bool = False
     positions: str = "rotary"
@@ -95,10 +105,16 @@ class Architecture(Value):
     logit_cap: float = 0.0
     attention_scale: float = 0.0
     embed_scale: float = 1.0
+    logit_scale: float = 1.0
+    head_bias: bool = False
     token_types: int = 0
     embed_norm: bool = False
     head: str = "lm"
-    labels: int = 0
+    labels: tuple[str, ...] = ()
+    pooling: str = "first"
+    pooler: str = ""
+    transform: str = ""
+    transform_bias: bool = True
     decoder_layers: int = 0
     relative_buckets: int = 0
     relative_distance: int = 0
@@ -120,9 +136,15 @@ class Architecture(Value):
             raise _bad(f"{self.heads} heads do not share {self.kv_heads} key heads")
         if self.rotary_dim > self.head_dim or (self.positions == "rotary" and (self.rotary_dim or self.head_dim) % 2):
             raise _bad(f"{self.rotary_dim or self.head_dim} of {self.head_dim} coordinates cannot be rotated")
-        for name in ("norm_eps", "rope_theta", "embed_scale"):
+        for name in ("norm_eps", "rope_theta", "embed_scale", "logit_scale"):
             if not isinstance(getattr(self, name), (int, float)) or not 0 < getattr(self, name) < 1e12:
                 raise _bad(f"{name} must be a positive number")
+        if self.kind == "encoder-decoder" and self.decoder_layers < 1:
+            raise _bad(f"a decoder of {self.decoder_layers} layers")
+        if self.positions == "relative" and not (3 < self.relative_buckets < self.relative_distance < _ABSURD):
+            raise _bad(f"{self.relative_buckets} buckets for distances up to {self.relative_distance}")
+        if self.head in ("classify", "tag") and not self.labels:
+            raise _bad(f"a head that can {self.head}, and no labels")
         if self.windows and len(self.windows) != self.layers:
             raise _bad(f"{len(self.windows)} windows for {self.layers} layers")
         if self.experts and not (0 < self.experts_used <= self.experts and 0 < self.expert_hidden < _ABSURD):
@@ -142,7 +164,8 @@ class Architecture(Value):
         """Whether it is the plain Llama network (its rotary positions perhaps scaled), which the kernels run."""
         varied = ("norm", "norm_offset", "norm_bias", "placement", "positions", "rotary_dim", "local_theta", "windows",
                   "unrotated", "qk_norm", "qkv_bias", "out_bias", "mlp_bias", "activation", "gated", "experts",
-                  "attention_cap", "logit_cap", "attention_scale", "embed_scale", "kind", "head")  # fmt: skip
+                  "attention_cap", "logit_cap", "attention_scale", "embed_scale", "logit_scale", "head_bias", "kind",
+                  "head")  # fmt: skip
         fields = type(self).__dataclass_fields__
         switching = self.rope_scaling.get("rope_type") == "longrope"  # its angles depend on the length of the text
         return not switching and all(getattr(self, name) == fields[name].default for name in varied)
@@ -151,28 +174,60 @@ class Architecture(Value):
         """Canonical name and shape of every tensor, in the order of the forward pass.
 
         The names are those of Hugging Face's Llama; what Llama lacks is named here in the same manner. A family's
-        own names are in `models/families`.
+        own names are in `models/families`. An encoder-decoder has two stacks, under `model.encoder.` and
+        `model.decoder.`, that share the embeddings of tokens.
         """
         shapes: Shapes = {"model.embed_tokens.weight": (self.vocab_size, self.dim)}
-        if self.positions == "learned":
-            shapes["model.embed_positions.weight"] = (self.context_length + self.position_offset, self.dim)
-        if self.token_types:
-            shapes["model.embed_types.weight"] = (self.token_types, self.dim)
-        if self.embed_norm:
-            shapes |= self.norm_shapes("model.embed_norm")
-        for layer in range(self.layers):
-            shapes |= self.layer_shapes(layer, f"model.layers.{layer}.")
-        if self.placement != "post":
-            shapes |= self.norm_shapes("model.norm")
-        return shapes if self.tied else shapes | {"lm_head.weight": (self.vocab_size, self.dim)}
+        if self.kind == "encoder-decoder":
+            shapes |= self._stack_shapes("model.encoder.", self.layers)
+            shapes |= self._stack_shapes("model.decoder.", self.decoder_layers, cross=True)
+        else:
+            shapes |= self._stack_shapes("model.", self.layers)
+        return shapes | self._head_shapes()
 
-    def layer_shapes(self, layer: int, prefix: str) -> Shapes:
-        """The tensors of one layer."""
+    def _stack_shapes(self, prefix: str, layers: int, *, cross: bool = False) -> Shapes:
+        shapes: Shapes = {}
+        if self.positions == "learned":
+            shapes[prefix + "embed_positions.weight"] = (self.context_length + self.position_offset, self.dim)
+        if self.token_types:
+            shapes[prefix + "embed_types.weight"] = (self.token_types, self.dim)
+        if self.embed_norm:
+            shapes |= self.norm_shapes(prefix + "embed_norm")
+        if self.positions == "relative":
+            shapes[prefix + "relative.weight"] = (self.relative_buckets, self.heads)
+        for layer in range(layers):
+            shapes |= self.layer_shapes(layer, f"{prefix}layers.{layer}.", cross=cross)
+        return shapes if self.placement == "post" else shapes | self.norm_shapes(prefix + "norm")
+
+    def _head_shapes(self) -> Shapes:
+        shapes: Shapes = {}
+        if self.pooler:
+            shapes |= _linear("pooler.dense", self.dim, self.dim, True)
+        if self.transform:
+            shapes |= _linear("transform.dense", self.dim, self.dim, self.transform_bias)
+            shapes |= self.norm_shapes("transform.norm")
+        if not self.tied:
+            shapes["lm_head.weight"] = (self.vocab_size, self.dim)
+        if self.head_bias:
+            shapes["lm_head.bias"] = (self.vocab_size,)
+        return shapes | (_linear("classifier", self.classes, self.dim, True) if self.classes else {})
+
+    @property
+    def classes(self) -> int:
+        """How many scores a token or text gets from a head other than a vocabulary's; 0 where there is no such."""
+        return {"pretraining": 2, "qa": 2, "classify": len(self.labels), "tag": len(self.labels)}.get(self.head, 0)
+
+    def layer_shapes(self, layer: int, prefix: str, *, cross: bool = False) -> Shapes:
+        """The tensors of one layer; with `cross`, it also attends to another text."""
         before, after, extra = self.norms
         shapes: Shapes = {}
-        shapes |= self.norm_shapes(prefix + "input_layernorm") if before else {}
+        shapes |= self.norm_shapes(prefix + "input_layernorm") if before and (layer or self.first_norm) else {}
         shapes |= self.attention_shapes(prefix + "self_attn.")
         shapes |= self.norm_shapes(prefix + "attention_out_norm") if after else {}
+        if cross:
+            shapes |= self.norm_shapes(prefix + "cross_attn_layernorm") if before else {}
+            shapes |= self.attention_shapes(prefix + "cross_attn.")
+            shapes |= self.norm_shapes(prefix + "cross_attn_out_norm") if after else {}
         shapes |= self.norm_shapes(prefix + "post_attention_layernorm") if extra else {}
         shapes |= self._mlp_shapes(layer, prefix + "mlp.")
         shapes |= self.norm_shapes(prefix + "mlp_out_norm") if after else {}
@@ -216,6 +271,21 @@ class Architecture(Value):
         shapes = _linear(prefix + "gate_proj", hidden, self.dim, self.mlp_bias) if self.gated else {}
         shapes |= _linear(prefix + "up_proj", hidden, self.dim, self.mlp_bias)
         return shapes | _linear(prefix + "down_proj", self.dim, hidden, self.mlp_bias)
+
+    @property
+    def purpose(self) -> str:
+        """What a model of this kind and head is for, as it reads after "it": for people and error messages."""
+        if self.kind == "encoder-decoder":
+            return "turns one text into another"
+        return {
+            "lm": "continues text",
+            "mlm": "fills in masked tokens",
+            "pretraining": "fills in masked tokens",
+            "classify": "puts a text into one of its classes",
+            "tag": "labels every token of a text",
+            "qa": "finds the answer to a question in a text",
+            "none": "turns text into vectors",
+        }[self.head]
 
     @property
     def parameters(self) -> int:

@@ -119,9 +119,9 @@ def _written_lineage(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_folder(path: Path, ref: str, name: str) -> ModelFiles:
     """A folder in the Hugging Face layout as a model."""
-    config = _json_object(path / "config.json")
-    arch = families.from_hf(config)
-    tensors = packed_ints.gather(config, read_shards(path), str(path))
+    config, shards = _json_object(path / "config.json"), read_shards(path)
+    arch = families.from_hf(config, shards.keys())
+    tensors = packed_ints.gather(config, shards, str(path))
     weights = SafetensorsWeights(tensors, families.stored(arch), arch.tensor_shapes(), str(path))
     generation = _optional_json(path / "generation_config.json")
     notes = _optional_json(path / "ladderlm.json")

@@ -164,7 +164,8 @@ class SafetensorsWeights:
         self._source: dict[str, tuple[StoredTensor | PackedMatrix, Stored]] = {}
         for stored in layout:
             # A file of the bare body lacks the first part of the names: wte.weight for transformer.wte.weight.
-            tensor = tensors.get(stored.name) or tensors.get(stored.name.partition(".")[2])
+            names = stored.name, stored.name.partition(".")[2], *stored.also
+            tensor = next((tensors[name] for name in names if name in tensors), None)
             if tensor is None:
                 raise FormatError(f"the tensor {stored.name!r} is missing", where=where)
             if (wanted := stored.shape(shapes)) != tensor.shape:

@@ -1,5 +1,23 @@
-"""Torch modules: the decoder, low-rank adapters and the losses that training shares."""
+"""Torch modules: decoder, encoder, encoder-decoder, low-rank adapters, and the losses that training shares."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from ladderlm.nn.decoder import Decoder, load_decoder
+from ladderlm.nn.encoder import Encoder, load_encoder
+from ladderlm.nn.seq2seq import EncoderDecoder, load_encoder_decoder
 
-__all__ = ["Decoder", "load_decoder"]
+if TYPE_CHECKING:
+    from ladderlm.models.folder import ModelFiles
+
+__all__ = [
+    "Decoder", "Encoder", "EncoderDecoder", "load_decoder", "load_encoder", "load_encoder_decoder", "load_model",
+]  # fmt: skip
+
+
+def load_model(files: ModelFiles) -> Decoder | Encoder | EncoderDecoder:
+    """The module for `files`' kind of model, with its weights."""
+    if files.arch.kind == "encoder":
+        return load_encoder(files)
+    return load_encoder_decoder(files) if files.arch.kind == "encoder-decoder" else load_decoder(files)

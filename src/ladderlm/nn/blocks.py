@@ -26,6 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
+    "tanh": torch.tanh,
 }
 
 
@@ -58,11 +59,14 @@ class HeadNorms(nn.Module):
 
 
 class Turns(NamedTuple):
-    """What positions do in a layer: sines and cosines for each token, and the slope of each head's distance penalty."""
+    """What positions do in a layer: sines and cosines for each token, and what is added to scores.
+
+    `bias` gives bias_HTS for back_TS: how far back the S keys lie of the T queries, which are the last of the S.
+    """
 
     cos_TK: Tensor | None = None
     sin_TK: Tensor | None = None
-    slopes_H: Tensor | None = None
+    bias: Callable[[Tensor], Tensor] | None = None
 
 
 def rotate(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
@@ -75,15 +79,6 @@ def rotate(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
     turned, rest = (x_THK, None) if width == x_THK.shape[-1] else (x_THK[..., :width], x_THK[..., width:])
     turned = turned * cos_TK[:, None] + turned.roll(width // 2, -1) * sin_TK[:, None]
     return turned if rest is None else torch.cat([turned, rest], -1)
-
-
-def alibi_slopes(heads: int) -> Tensor:
-    """How much each head is held back by distance: a geometric row (Press et al. 2021)."""
-    whole = 2 ** math.floor(math.log2(heads))
-    base = 2 ** (-8 / whole)
-    slopes = [base ** (i + 1) for i in range(whole)]
-    finer = 2 ** (-4 / whole)
-    return torch.tensor(slopes + [finer ** (2 * i + 1) for i in range(heads - whole)])
 
 
 class Attention(nn.Module):
@@ -124,16 +119,24 @@ class Attention(nn.Module):
         return q_THK, k_TGK, self.v_proj(x_TD).view(tokens, self.kv_heads, -1)
 
     def forward(self, x_TD: Tensor, turns: Turns, lengths: Sequence[int]) -> Tensor:
-        q_THK, k_TGK, v_TGK = self.project(x_TD, turns)
-        out, start = [], 0
-        for length, run in itertools.groupby(lengths):  # neighbours of one length share a call
-            end = start + length * len(list(run))
-            q_BHTK, k_BGTK, v_BGTK = (
-                t[start:end].view(-1, length, t.shape[1], self.head_dim).transpose(1, 2) for t in (q_THK, k_TGK, v_TGK)
+        return self.mix(*self.project(x_TD, turns), turns, lengths, lengths)
+
+    def mix(
+        self, q_THK: Tensor, k_SGK: Tensor, v_SGK: Tensor, turns: Turns, lengths_T: Sequence[int],
+        lengths_S: Sequence[int],
+    ) -> Tensor:  # fmt: skip
+        """What the documents of the queries take from those of the keys, the first from the first and so on."""
+        out, t, s = [], 0, 0
+        for (length, seen), run in itertools.groupby(zip(lengths_T, lengths_S, strict=True)):
+            count = len(list(run))  # neighbours of one length share a call
+            t_end, s_end = t + length * count, s + seen * count
+            q_BHTK = q_THK[t:t_end].view(count, length, self.heads, self.head_dim).transpose(1, 2)
+            k_BGSK, v_BGSK = (
+                x[s:s_end].view(count, seen, self.kv_heads, self.head_dim).transpose(1, 2) for x in (k_SGK, v_SGK)
             )
-            o_BHTK = self.attend(q_BHTK, k_BGTK, v_BGTK, turns)
-            out.append(o_BHTK.transpose(1, 2).reshape(end - start, -1))
-            start = end
+            o_BHTK = self.attend(q_BHTK, k_BGSK, v_BGSK, turns)
+            out.append(o_BHTK.transpose(1, 2).reshape(t_end - t, -1))
+            t, s = t_end, s_end
         return self.o_proj(out[0] if len(out) == 1 else torch.cat(out))
 
     def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, turns: Turns) -> Tensor:
@@ -141,7 +144,7 @@ class Attention(nn.Module):
         length, seen = q_BHTK.shape[2], k_BGSK.shape[2]
         narrow = 0 < self.window < seen if self.causal else 0 < self.window // 2 < seen
         grouped = self.kv_heads != self.heads
-        if not (narrow or self.cap or turns.slopes_H is not None) and (length == seen or length == 1 or not self.causal):
+        if not (narrow or self.cap or turns.bias) and (length == seen or length == 1 or not self.causal):
             return F.scaled_dot_product_attention(
                 q_BHTK, k_BGSK, v_BGSK, is_causal=self.causal and length > 1, enable_gqa=grouped, scale=self.scale
             )
@@ -168,7 +171,7 @@ class Attention(nn.Module):
         if self.window:
             hidden_TS = hidden_TS | (back_TS >= self.window if self.causal else back_TS.abs() > self.window // 2)
         bias = torch.zeros(hidden_TS.shape).masked_fill(hidden_TS, -math.inf)
-        return bias if turns.slopes_H is None else bias - turns.slopes_H[:, None, None] * back_TS
+        return bias + turns.bias(back_TS) if turns.bias else bias
 
 
 class FeedForward(nn.Module):
@@ -221,7 +224,7 @@ class Layer(nn.Module):
         super().__init__()
         before, after, extra = arch.norms
         self.placement = arch.placement
-        self.input_layernorm = Norm(arch) if before else nn.Identity()
+        self.input_layernorm = Norm(arch) if before and (layer or arch.first_norm) else nn.Identity()
         self.self_attn = Attention(arch, layer, causal=causal)
         self.attention_out_norm = Norm(arch) if after else nn.Identity()
         self.post_attention_layernorm = Norm(arch) if extra else nn.Identity()
@@ -234,19 +237,21 @@ class Layer(nn.Module):
 
     def around(self, x_TD: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
         """The layer with `attention` in the place of its own."""
-        normed_TD = self.input_layernorm(x_TD)
-        mixed_TD = attention(normed_TD)
         if self.placement == "parallel":
+            normed_TD = self.input_layernorm(x_TD)
             beside_TD = normed_TD if self.shared_norm else self.post_attention_layernorm(x_TD)
-            return x_TD + mixed_TD + self.mlp(beside_TD)
+            return x_TD + attention(normed_TD) + self.mlp(beside_TD)
+        x_TD = self.branch(x_TD, self.input_layernorm, attention, self.attention_out_norm)
+        return self.branch(x_TD, self.post_attention_layernorm, self.mlp, self.mlp_out_norm)
+
+    def branch(self, x_TD: Tensor, before: nn.Module, f: Callable[[Tensor], Tensor], after: nn.Module) -> Tensor:
+        """The residual stream after a branch and its norms."""
         if self.placement == "post":
-            x_TD = self.attention_out_norm(x_TD + mixed_TD)
-            return self.mlp_out_norm(x_TD + self.mlp(x_TD))
-        x_TD = x_TD + self.attention_out_norm(mixed_TD)
-        return x_TD + self.mlp_out_norm(self.mlp(self.post_attention_layernorm(x_TD)))
+            return after(x_TD + f(x_TD))
+        return x_TD + after(f(before(x_TD)))
 
 
-def scores(hidden_ND: Tensor, head_VD: Tensor, cap: float) -> Tensor:
+def scores(hidden_ND: Tensor, head_VD: Tensor, cap: float = 0.0) -> Tensor:
     """logits_NV, capped if `cap`."""
     logits_NV = linear(hidden_ND, head_VD)
     return cap * torch.tanh(logits_NV / cap) if cap else logits_NV

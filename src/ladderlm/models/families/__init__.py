@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 from ladderlm.errors import FormatError, nearest
 from ladderlm.models.arch import Architecture
-from ladderlm.models.families import gpt, llama
+from ladderlm.models.families import bert, gpt, llama, marian, t5
 from ladderlm.models.families.config import SERVED, Config
 from ladderlm.models.families.stored import Stored
 
-_HOMES: dict[str, ModuleType] = {family: home for home in (llama, gpt) for family in home.CLASSES}
+_HOMES: dict[str, ModuleType] = {family: home for home in (llama, gpt, bert, marian, t5) for family in home.CLASSES}
 FAMILIES: tuple[str, ...] = tuple(_HOMES)
 
 
-def from_hf(config: Mapping[str, Any]) -> Architecture:
-    """The Architecture of a config.json. FormatError for an unknown family, naming the nearest known one."""
+def from_hf(config: Mapping[str, Any], names: Collection[str] = ()) -> Architecture:
+    """The Architecture of a config.json and the `names` of the tensors beside it, where they are known. FormatError for an unknown family, naming the nearest known one."""
     family = config.get("model_type")
     if family not in _HOMES:
         raise FormatError(f"the family {family!r} is not supported: {nearest(str(family), FAMILIES)}", cure=SERVED)
     try:
-        arch: Architecture = _HOMES[family].read(Config(config))
+        arch: Architecture = _HOMES[family].read(Config(config, names))
     except (TypeError, ValueError, OverflowError) as error:  # a hostile field of another type
         raise FormatError(f"not a sound {family} config: {error}", where="config.json") from None
-    pad = config.get("pad_token_id")
+    pad = config.get("pad_token_id", arch.pad_id)
     return dataclasses.replace(arch, pad_id=pad if isinstance(pad, int) and 0 <= pad < arch.vocab_size else -1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ladderlm.errors import FormatError
@@ -18,10 +18,13 @@ _LOCAL, _FULL = "sliding_attention", "full_attention"
 
 
 class Config:
-    """A config.json. Missing or misshapen fields are FormatErrors that name them."""
+    """A config.json. Missing or misshapen fields are FormatErrors that name them.
 
-    def __init__(self, raw: Mapping[str, Any]) -> None:
-        self.raw = raw
+    `names` are the tensors beside it, for what only they tell; empty where they are not known.
+    """
+
+    def __init__(self, raw: Mapping[str, Any], names: Collection[str] = ()) -> None:
+        self.raw, self.names = raw, names
         self.family = str(raw.get("model_type"))
 
     def get(self, name: str, otherwise: Any = None) -> Any:

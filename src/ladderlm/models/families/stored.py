@@ -14,7 +14,10 @@ Order = npt.NDArray[np.int64]
 @dataclass(frozen=True, slots=True)
 class Stored:
     """One tensor of a file, made of canonical `parts`: their rows one after the other, row i of the result being row
-    `order[i]` of that, then transposed; or, `stacked`, the parts along a new first axis; `plus` is then added."""
+    `order[i]` of that, then transposed; or, `stacked`, the parts along a new first axis; `plus` is then added.
+
+    `also` are names that some files have for it.
+    """
 
     name: str
     parts: tuple[str, ...]
@@ -22,6 +25,7 @@ class Stored:
     turned: bool = False
     stacked: bool = False
     plus: float = 0.0
+    also: tuple[str, ...] = ()
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
         """Its shape in the file, from those of the canonical tensors."""
