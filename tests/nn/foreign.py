@@ -85,11 +85,15 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 
 def make(name: str) -> Any:
-    """A model in evaluation mode, every weight random (norms and biases too, or errors in them would not show)."""
+    """A model in evaluation mode, every weight random."""
     torch.manual_seed(7)
-    model = MODELS[name]().eval()
+    return randomised(MODELS[name]())
+
+
+def randomised(model: Any) -> Any:
+    """The model in evaluation mode, every weight random (norms and biases too, or errors in them would not show)."""
     with torch.no_grad():
-        for key, parameter in model.named_parameters():
+        for key, parameter in model.eval().named_parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))
             elif "gate.weight" in key:
