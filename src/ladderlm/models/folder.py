@@ -260,8 +260,11 @@ def save_model(
         store.write_json(folder / "config.json", config)
         (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
         store.write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, template, arch))
-        defaults = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends or None}
-        store.write_json(folder / "generation_config.json", {**defaults, **generation})
+        if arch.kind != "encoder":
+            defaults = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends or None}
+            if arch.kind == "encoder-decoder":
+                defaults |= {"decoder_start_token_id": arch.start_id, "pad_token_id": config["pad_token_id"]}
+            store.write_json(folder / "generation_config.json", {**defaults, **generation})
         notes = {"format": FORMAT, "document_start_id": tokenizer.document_start_id, "lineage": dict(lineage)}
         store.write_json(folder / "ladderlm.json", notes)
         (folder / "README.md").write_text(render_card(lineage, arch, name=path.name), encoding="utf-8")
@@ -322,6 +325,12 @@ def _tokenizer_config(tokenizer: Tokenizer, template: ChatTemplate | None, arch:
         "eos_token": text(tokenizer.eos_id),
         "pad_token": text(tokenizer.eos_id),
     }
+    if arch.kind != "decoder":
+        pad = arch.pad_id if arch.pad_id >= 0 else tokenizer.pad_id
+        config |= {"pad_token": text(pad), "mask_token": text(tokenizer.mask_id)}
+    if arch.kind == "encoder":
+        ends = {"cls_token": tokenizer.around.head[:1], "sep_token": tokenizer.around.tail[-1:]}
+        config |= {name: text(*ids) for name, ids in ends.items() if ids}
     config = {key: value for key, value in config.items() if value is not None}
     if template is not None:
         config["chat_template"] = template.source

@@ -129,11 +129,14 @@ class EncoderDecoder(nn.Module):
         for i, turns in enumerate(stack.each(positions_T, memory.length + new)):
             layer = stack.layers[i]
             assert isinstance(layer, CrossLayer)
-            x_TD = layer.steps(
-                x_TD,
-                lambda y_TD, i=i, attn=layer.self_attn, turns=turns: _grown(attn, y_TD, turns, memory, i, rows),
-                lambda y_TD, i=i, attn=layer.cross_attn: _crossed(attn, y_TD, memory.source[i], rows),
-            )
+
+            def attention(y_TD: Tensor, i: int = i, layer: CrossLayer = layer, turns: Turns = turns) -> Tensor:
+                return _grown(layer.self_attn, y_TD, turns, memory, i, rows)
+
+            def cross(y_TD: Tensor, i: int = i, layer: CrossLayer = layer) -> Tensor:
+                return _crossed(layer.cross_attn, y_TD, memory.source[i], rows)
+
+            x_TD = layer.steps(x_TD, attention, cross)
         memory.length += new
         return stack.finish(x_TD).view(rows, new, -1)
 

@@ -18,7 +18,10 @@ FAMILIES: tuple[str, ...] = tuple(_HOMES)
 
 
 def from_hf(config: Mapping[str, Any], names: Collection[str] = ()) -> Architecture:
-    """The Architecture of a config.json and the `names` of the tensors beside it, where they are known. FormatError for an unknown family, naming the nearest known one."""
+    """The Architecture of a config.json; `names` are the tensors beside it, where they are known.
+
+    FormatError for an unknown family, naming the nearest known one.
+    """
     family = config.get("model_type")
     if family not in _HOMES:
         raise FormatError(f"the family {family!r} is not supported: {nearest(str(family), FAMILIES)}", cure=SERVED)

@@ -30,11 +30,7 @@ def read(c: Config) -> Architecture:
     arch = Architecture(**shape | {"family": c.family, "tied": bool(c.get("tie_word_embeddings", True))})
     arch = with_head(arch, head, _labels(c) if head in ("classify", "tag") else ())
     if c.family == "modernbert":
-        own = {"transform": c.activation("classifier_activation", "gelu"), "pooling": c.get("classifier_pooling", "cls"),
-               "transform_bias": bool(c.get("classifier_bias", False))}  # fmt: skip
-        own["pooling"] = "first" if own["pooling"] == "cls" else own["pooling"]
-        arch = dataclasses.replace(arch, **own) if head != "none" else arch
-        return dataclasses.replace(arch, head_bias=bool(c.get("decoder_bias", True))) if head == "mlm" else arch
+        return _modern_head(c, arch)
     if head == "none" and c.names and not any(name.endswith("pooler.dense.weight") for name in c.names):
         return dataclasses.replace(arch, pooler="")  # models that only ever give the tokens' vectors
     return arch
@@ -67,11 +63,23 @@ def _head(c: Config) -> str:
     raise FormatError(f"the class {name!r} is not supported", where="config.json", cure=SERVED)
 
 
+def _modern_head(c: Config, arch: Architecture) -> Architecture:
+    """ModernBERT's config has more to say of the head."""
+    if arch.head == "none":
+        return arch
+    pooling = c.get("classifier_pooling", "cls")
+    return dataclasses.replace(
+        arch, transform=c.activation("classifier_activation", "gelu"), pooling="first" if pooling == "cls" else pooling,
+        transform_bias=bool(c.get("classifier_bias", False)),
+        head_bias=arch.head == "mlm" and bool(c.get("decoder_bias", True)),
+    )  # fmt: skip
+
+
 def _labels(c: Config) -> tuple[str, ...]:
     """The classes in the order of their numbers; without names, Hugging Face's own."""
     named = c.mapping("id2label")
     if not named:
-        return tuple(f"LABEL_{i}" for i in range(c.int("num_labels", 2)))
+        return tuple(f"LABEL_{i}" for i in range(c.whole("num_labels", 2)))
     try:
         by_number = {int(key): value for key, value in named.items()}
         return tuple(str(by_number[i]) for i in range(len(by_number)))
@@ -83,44 +91,44 @@ def _bert(c: Config) -> dict[str, Any]:
     """BERT (Devlin et al. 2018); RoBERTa's positions count from the pad token's number on (Liu et al. 2019)."""
     c.refuse(position_embedding_type="relative_key")
     c.refuse(position_embedding_type="relative_key_query")
-    heads, dim = c.int("num_attention_heads"), c.int("hidden_size")
-    offset = c.int("pad_token_id", 1) + 1 if c.family == "roberta" else 0
+    heads, dim = c.whole("num_attention_heads"), c.whole("hidden_size")
+    offset = c.whole("pad_token_id", 1) + 1 if c.family == "roberta" else 0
     return _POST_NORM | {
-        "vocab_size": c.int("vocab_size"), "dim": dim, "layers": c.int("num_hidden_layers"), "heads": heads,
-        "kv_heads": heads, "head_dim": dim // max(heads, 1), "hidden": c.int("intermediate_size"),
-        "context_length": c.int("max_position_embeddings", 512) - offset, "position_offset": offset,
-        "norm_eps": c.float("layer_norm_eps", 1e-12), "activation": c.activation("hidden_act", "gelu"),
-        "token_types": c.int("type_vocab_size", 2), "pad_id": c.int("pad_token_id", offset - 1 if offset else 0),
+        "vocab_size": c.whole("vocab_size"), "dim": dim, "layers": c.whole("num_hidden_layers"), "heads": heads,
+        "kv_heads": heads, "head_dim": dim // max(heads, 1), "hidden": c.whole("intermediate_size"),
+        "context_length": c.whole("max_position_embeddings", 512) - offset, "position_offset": offset,
+        "norm_eps": c.number("layer_norm_eps", 1e-12), "activation": c.activation("hidden_act", "gelu"),
+        "token_types": c.whole("type_vocab_size", 2), "pad_id": c.whole("pad_token_id", offset - 1 if offset else 0),
     }  # fmt: skip
 
 
 def _distilbert(c: Config) -> dict[str, Any]:
     """DistilBERT (Sanh et al. 2019): BERT without segments."""
-    heads, dim = c.int("n_heads", 12), c.int("dim", 768)
+    heads, dim = c.whole("n_heads", 12), c.whole("dim", 768)
     return _POST_NORM | {
-        "vocab_size": c.int("vocab_size"), "dim": dim, "layers": c.int("n_layers", 6), "heads": heads,
-        "kv_heads": heads, "head_dim": dim // max(heads, 1), "hidden": c.int("hidden_dim", 4 * dim),
-        "context_length": c.int("max_position_embeddings", 512), "norm_eps": 1e-12,
-        "activation": c.activation("activation", "gelu"), "pad_id": c.int("pad_token_id", 0),
+        "vocab_size": c.whole("vocab_size"), "dim": dim, "layers": c.whole("n_layers", 6), "heads": heads,
+        "kv_heads": heads, "head_dim": dim // max(heads, 1), "hidden": c.whole("hidden_dim", 4 * dim),
+        "context_length": c.whole("max_position_embeddings", 512), "norm_eps": 1e-12,
+        "activation": c.activation("activation", "gelu"), "pad_id": c.whole("pad_token_id", 0),
     }  # fmt: skip
 
 
 def _modernbert(c: Config) -> dict[str, Any]:
     """ModernBERT (Warner et al. 2024): rotary positions, local layers, gated feed-forward parts, no biases."""
-    heads, dim, layers = c.int("num_attention_heads"), c.int("hidden_size"), c.int("num_hidden_layers")
-    head_dim, every = dim // max(heads, 1), c.int("global_attn_every_n_layers", 3)
+    heads, dim, layers = c.whole("num_attention_heads"), c.whole("hidden_size"), c.whole("num_hidden_layers")
+    head_dim, every = dim // max(heads, 1), c.whole("global_attn_every_n_layers", 3)
     local = tuple(i % max(every, 1) != 0 for i in range(layers))
-    windows = Config({**c.raw, "sliding_window": c.int("local_attention", 128) // 2 * 2}).windows(layers, local)
-    rotary = c.rotary(head_dim, c.float("global_rope_theta", 160000.0))
+    windows = Config({**c.raw, "sliding_window": c.whole("local_attention", 128) // 2 * 2}).windows(layers, local)
+    rotary = c.rotary(head_dim, c.number("global_rope_theta", 160000.0))
     both = bool(c.get("attention_bias", False))
     return {
-        "kind": "encoder", "vocab_size": c.int("vocab_size"), "dim": dim, "layers": layers, "heads": heads,
-        "kv_heads": heads, "head_dim": head_dim, "hidden": c.int("intermediate_size"),
-        "context_length": c.int("max_position_embeddings", 8192), "norm": "layer",
-        "norm_bias": bool(c.get("norm_bias", False)), "norm_eps": c.float("norm_eps", 1e-5), "first_norm": False,
+        "kind": "encoder", "vocab_size": c.whole("vocab_size"), "dim": dim, "layers": layers, "heads": heads,
+        "kv_heads": heads, "head_dim": head_dim, "hidden": c.whole("intermediate_size"),
+        "context_length": c.whole("max_position_embeddings", 8192), "norm": "layer",
+        "norm_bias": bool(c.get("norm_bias", False)), "norm_eps": c.number("norm_eps", 1e-5), "first_norm": False,
         "embed_norm": True, "activation": c.activation("hidden_activation", "gelu"), "qkv_bias": both, "out_bias": both,
         "mlp_bias": bool(c.get("mlp_bias", False)), "windows": windows, **rotary,
-        "local_theta": rotary["local_theta"] or c.float("local_rope_theta", 10000.0),
+        "local_theta": rotary["local_theta"] or c.number("local_rope_theta", 10000.0),
     }  # fmt: skip
 
 
@@ -183,7 +191,7 @@ def stored(arch: Architecture) -> list[Stored]:
     """The tensors of a file of one of these families."""
     found = []
     for name in arch.tensor_shapes():
-        parts = (name,)
+        parts: tuple[str, ...] = (name,)
         if arch.family == "modernbert":  # queries, keys and values are one matrix, and so are gate and up
             if any(part in name for part in ("k_proj", "v_proj", "up_proj")):
                 continue
@@ -210,7 +218,11 @@ def _their_names(arch: Architecture, stem: str, end: str) -> list[str]:
     if arch.head == "none":  # the bare body has no outer name
         return [f"{inner}.{end}", f"{body}.{inner}.{end}"]
     name = f"{body}.{inner}"
-    return [f"{name}.{end}", f"{name}.{'gamma' if end == 'weight' else 'beta'}"] if "LayerNorm" in name else [f"{name}.{end}"]
+    return (
+        [f"{name}.{end}", f"{name}.{'gamma' if end == 'weight' else 'beta'}"]
+        if "LayerNorm" in name
+        else [f"{name}.{end}"]
+    )
 
 
 def _head_names(arch: Architecture, stem: str, end: str) -> list[str]:

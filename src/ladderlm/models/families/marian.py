@@ -24,21 +24,21 @@ def read(c: Config) -> Architecture:
     """An Architecture from a config.json of one of these families."""
     c.refuse(normalize_before=True, share_encoder_decoder_embeddings=False, tie_word_embeddings=False)
     c.refuse(**{"add_final_layer_norm": True, "normalize_embedding": c.family == "marian"})
-    heads, dim = c.int("encoder_attention_heads", 16), c.int("d_model", 1024)
+    heads, dim = c.whole("encoder_attention_heads", 16), c.whole("d_model", 1024)
     for name in ("attention_heads", "ffn_dim"):  # the two stacks differ in nothing but their depth
         if c.get(f"decoder_{name}") != c.get(f"encoder_{name}"):
             c.refuse(**{f"decoder_{name}": c.get(f"decoder_{name}")})
-    pad = c.int("pad_token_id", 1)
+    pad = c.whole("pad_token_id", 1)
     own: dict[str, Any] = {"positions": "sinusoidal"} if c.family == "marian" else {
         "positions": "learned", "position_offset": _BART_OFFSET, "embed_norm": True
     }  # fmt: skip
     return Architecture(
-        family=c.family, vocab_size=c.int("vocab_size"), dim=dim, layers=c.int("encoder_layers", 12),
-        decoder_layers=c.int("decoder_layers", 12), heads=heads, kv_heads=heads, head_dim=dim // max(heads, 1),
-        hidden=c.int("encoder_ffn_dim", 4096), context_length=c.int("max_position_embeddings", 1024),
+        family=c.family, vocab_size=c.whole("vocab_size"), dim=dim, layers=c.whole("encoder_layers", 12),
+        decoder_layers=c.whole("decoder_layers", 12), heads=heads, kv_heads=heads, head_dim=dim // max(heads, 1),
+        hidden=c.whole("encoder_ffn_dim", 4096), context_length=c.whole("max_position_embeddings", 1024),
         activation=c.activation("activation_function", "gelu"), pad_id=pad,
         embed_scale=dim**0.5 if c.get("scale_embedding", False) else 1.0,
-        start_id=c.int("decoder_start_token_id", pad), head_bias="final_logits_bias" in c.names, **own, **_FIXED,
+        start_id=c.whole("decoder_start_token_id", pad), head_bias="final_logits_bias" in c.names, **own, **_FIXED,
     )  # fmt: skip
 
 

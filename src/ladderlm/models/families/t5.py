@@ -16,23 +16,24 @@ _FORMS = {("relu", False): "relu", ("gelu_tanh", True): "gated-gelu", ("silu", T
 
 def read(c: Config) -> Architecture:
     """An Architecture from a config.json of one of these families."""
-    heads, dim, layers = c.int("num_heads", 8), c.int("d_model", 512), c.int("num_layers", 6)
+    heads, dim, layers = c.whole("num_heads", 8), c.whole("d_model", 512), c.whole("num_layers", 6)
     form = c.get("feed_forward_proj", "relu" if c.family == "t5" else "gated-gelu")
     known = {spelled: parts for parts, spelled in _FORMS.items()}
     if form not in known:
         raise FormatError(f"the feed-forward form {form!r} is not supported", where="config.json")
     # v1.0 scales what goes into the output matrix, which it shares with the embeddings; v1.1 neither shares nor scales.
-    # Files differ in what their config says of it; whether the file holds such a matrix is certain.
-    scaled = bool(c.get("scale_decoder_outputs", c.get("tie_word_embeddings", c.family == "t5")))
+    # Configs are not to be trusted in whether it is shared; whether the file holds such a matrix is certain.
+    scaled = c.family == "t5" and bool(c.get("scale_decoder_outputs", c.get("tie_word_embeddings", True)))
     return Architecture(
-        family=c.family, kind="encoder-decoder", vocab_size=c.int("vocab_size"), dim=dim, layers=layers,
-        decoder_layers=c.int("num_decoder_layers", layers), heads=heads, kv_heads=heads, head_dim=c.int("d_kv", 64),
-        hidden=c.int("d_ff", 2048), context_length=c.int("n_positions", 512), norm_eps=c.float("layer_norm_epsilon", 1e-6),
+        family=c.family, kind="encoder-decoder", vocab_size=c.whole("vocab_size"), dim=dim, layers=layers,
+        decoder_layers=c.whole("num_decoder_layers", layers), heads=heads, kv_heads=heads, head_dim=c.whole("d_kv", 64),
+        hidden=c.whole("d_ff", 2048), context_length=c.whole("n_positions", 512),
+        norm_eps=c.number("layer_norm_epsilon", 1e-6),
         activation=known[form][0], gated=known[form][1], positions="relative", attention_scale=1.0,
-        relative_buckets=c.int("relative_attention_num_buckets", 32),
-        relative_distance=c.int("relative_attention_max_distance", 128),
+        relative_buckets=c.whole("relative_attention_num_buckets", 32),
+        relative_distance=c.whole("relative_attention_max_distance", 128),
         tied="lm_head.weight" not in c.names if c.names else scaled, logit_scale=dim**-0.5 if scaled else 1.0,
-        start_id=c.int("decoder_start_token_id", c.int("pad_token_id", 0)), pad_id=c.int("pad_token_id", 0),
+        start_id=c.whole("decoder_start_token_id", c.whole("pad_token_id", 0)), pad_id=c.whole("pad_token_id", 0),
     )  # fmt: skip
 
 
