@@ -99,12 +99,16 @@ def test_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     assert not long, "\n".join(long)
 
 
+PROGRAMS = {"convert.runtime.run"}  # a script of its own, copied into every bundle: it talks to people, so it prints
+
+
 def test_the_library_does_not_print_pickle_or_eval() -> None:
     wrong = []
     for name, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):  # noqa: SIM102
-                if node.func.id in ("eval", "exec") or (node.func.id == "print" and not name.startswith("cli")):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                prints = node.func.id == "print" and not name.startswith("cli") and name not in PROGRAMS
+                if node.func.id in ("eval", "exec") or prints:
                     wrong.append(f"{name}:{node.lineno} {node.func.id}()")
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 modules = [a.name for a in node.names] + [getattr(node, "module", "") or ""]

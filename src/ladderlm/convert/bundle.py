@@ -80,14 +80,11 @@ def _metadata(files: ModelFiles) -> dict[str, str]:
     """The texts in the parameter file's header. UsageError for a model that is not covered."""
     arch, tokenizer, template = files.arch, files.tokenizer, files.template
     _refuse(arch)
-    long = arch.rope_scaling.get("rope_type") == "longrope"
-    context = min(arch.context_length, int(arch.rope_scaling["original_max_position_embeddings"])) if long else 0
-    context = context or arch.context_length
     runtime = {
         "format": run.FORMAT,
         "arch": dataclasses.asdict(arch) | {"windows": arch.windows or (0,) * arch.layers},
-        "rope": _rope(arch, context),
-        "context": context,
+        "rope": _rope(arch, context(arch)),
+        "context": context(arch),
         "plan": tokenizer_plan(tokenizer),
         "chat": literal_pieces(template) if template else None,
         "names": {
@@ -107,6 +104,13 @@ def _metadata(files: ModelFiles) -> dict[str, str]:
         "lineage": _json(dict(files.lineage)),
         "runtime": _json(runtime),
     }
+
+
+def context(arch: Architecture) -> int:
+    """How many tokens the bundle reads: with LongRoPE, whose angles change there, those of the original context."""
+    long = arch.rope_scaling.get("rope_type") == "longrope"
+    original = int(arch.rope_scaling.get("original_max_position_embeddings", arch.context_length))
+    return min(arch.context_length, original) if long else arch.context_length
 
 
 def _json(value: Any) -> str:
@@ -232,18 +236,21 @@ def check(folder: Path, files: ModelFiles, precision: str) -> None:
 
     FormatError where they differ.
     """
-    asked: list[dict[str, Any]] = [{"text": text, "tokens": _NEW, "top": 5} for text in _TEXTS]
-    wanted = [[*_start(files), *files.tokenizer.encode(text)] for text in _TEXTS]
+    texts = [[*_start(files), *files.tokenizer.encode(text)] for text in _TEXTS]
+    short = [ids[: max(1, context(files.arch) - _NEW)] for ids in texts]
+    asked: list[dict[str, Any]] = [{"text": text} for text in _TEXTS]
+    asked += [{"ids": ids, "tokens": _NEW, "top": 5} for ids in short]
+    wanted = texts + short
     for conversation in _conversations(files):
         asked.append({"messages": wire_messages(conversation)})
         wanted.append(render(conversation, files.tokenizer, files.template).ids)
     reference = ReferenceDecoder(files.arch, _Rounded(files, precision))
     for request, ids, told in zip(asked, wanted, answers(folder, asked), strict=True):
-        shown = str(request.get("text", "a conversation"))[:40]
         if told["ids"] != ids:
+            shown = str(request.get("text") or request["messages"])[:60]
             raise FormatError(f"the bundle reads {shown!r} as other tokens", where=str(folder))
         if "greedy" in told:
-            _compare(reference, told, files, f"{shown!r} in {folder}")
+            _compare(reference, told, files, str(folder))
 
 
 def _start(files: ModelFiles) -> list[int]:
