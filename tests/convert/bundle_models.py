@@ -1,14 +1,12 @@
-"""Tiny models of each family with a tokenizer that a bundle can hold, and a Python that has numpy alone."""
+"""Tiny models of each family with a tokenizer that a bundle can hold."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -46,14 +44,3 @@ def small_files(name: str, path: Path) -> ModelFiles:
     """The model `name` of foreign.MODELS with that tokenizer and ChatML."""
     files = open_model(str(foreign.save(foreign.make(name), path)))
     return dataclasses.replace(files, tokenizer=small_tokenizer(), template=ChatTemplate(CHATML))
-
-
-def numpy_alone(path: Path) -> Path:
-    """The interpreter of a fresh virtual environment whose site-packages hold a link to numpy and nothing else."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(path)], check=True)
-    site = next(path.glob("lib/python*/site-packages"))
-    home = Path(np.__file__).resolve().parents[1]
-    for name in ("numpy", "numpy.libs"):
-        if (home / name).exists():
-            (site / name).symlink_to(home / name)
-    return path / "bin" / "python"

@@ -329,7 +329,7 @@ def test_a_template_of_no_pieces_asks_for_jinja2(llama: ModelFiles, tmp_path: Pa
 
 @pytest.mark.slow
 def test_the_default_model_in_an_environment_of_numpy_alone(default_model: str, tmp_path: Path) -> None:
-    from bundle_models import numpy_alone
+    from bench.bundle import numpy_alone
 
     files = open_model(default_model)
     folder = bundle.write(files, tmp_path / "two", "float32")

@@ -15,6 +15,7 @@ every 32 neighbours in a row, beside it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -259,16 +260,22 @@ def _start(files: ModelFiles) -> list[int]:
 
 
 def _conversations(files: ModelFiles) -> Iterator[Conversation]:
-    """Those of the common set that end with a user's turn, have no tools, and suit the template."""
-    for _, conversation, prompt in CONVERSATIONS:
-        plain = all(message.role != "tool" and not conversation.tools for message in conversation.messages)
-        if files.template is None or not prompt or not plain or conversation.messages[-1].role != "user":
+    """Those of the common set that run.py can hold: text alone, the user last, a system message if the template does.
+
+    Where it needs jinja2 for them, a token may differ where an earlier answer begins: then those without answers.
+    """
+    pieces = literal_pieces(files.template) if files.template else None
+    roles = {"user", "assistant", "system"} if pieces and pieces["system"] else {"user", "assistant"}
+    roles = roles if pieces else {"user", "system"}
+    for _, conversation, prompt in CONVERSATIONS if files.template else ():
+        messages = wire_messages(conversation)
+        plain = not conversation.tools and all(m.keys() == {"role", "content"} for m in messages)
+        held = {m["role"] for m in messages} <= roles
+        if not prompt or not plain or not held or messages[-1]["role"] != "user":
             continue
-        try:
+        with contextlib.suppress(FormatError):
             render(conversation, files.tokenizer, files.template)
-        except FormatError:  # the template knows no system message
-            continue
-        yield conversation
+            yield conversation
 
 
 def _compare(reference: ReferenceDecoder, told: dict[str, Any], files: ModelFiles, where: str) -> None:

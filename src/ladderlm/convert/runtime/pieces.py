@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from ladderlm.convert.runtime.run import DATE, Chat
+from ladderlm.convert.runtime.run import BREAK, DATE, Chat
 from ladderlm.errors import FormatError
 from ladderlm.text.template import ChatTemplate
 
@@ -27,7 +27,7 @@ _SYSTEMS = ("You are brief.\nAnswer in one word.", "  blanks \n")
 def literal_pieces(template: ChatTemplate) -> dict[str, Any] | None:
     """The pieces that run.py puts together, or None when no such pieces give what the template does.
 
-    A conversation is `open`, or a system message between the two of `system` (None: the template refuses one), then
+    A conversation is `open`, or a system message between the two of `system` (None: the template holds none), then
     turns: what the user says is followed by `user`, the last time by `answer`; what the assistant says by
     `assistant`. Blanks around what the roles in `trim` say are taken off, and what matches `forget` in an answer.
     """
@@ -55,6 +55,8 @@ def _by_example(template: ChatTemplate) -> dict[str, Any]:
         system = _cut(told, (_S, _U))[:2]
     except (FormatError, ValueError):  # knows no system message
         system = None
+    begins = len(answer) if after_user.startswith(answer) else len(after_user)  # no token reaches over this place
+    after_user = after_user[:begins] + BREAK + after_user[begins:]
     return {"open": start, "system": system, "user": after_user, "assistant": after_assistant, "answer": answer}
 
 
@@ -80,9 +82,10 @@ def _exact(pieces: dict[str, Any], template: ChatTemplate) -> bool:
             except FormatError:
                 wanted = None
             if system and not pieces["system"]:
-                if wanted is not None:
+                if wanted not in (None, template(said, add_generation_prompt=True)):
                     return False
                 continue
-            if wanted != chat.render([m | {"content": chat.said(m["content"], m["role"])} for m in messages]):
+            ours = chat.render([m | {"content": chat.said(m["content"], m["role"])} for m in messages])
+            if wanted != ours.replace(BREAK, ""):
                 return False
     return True

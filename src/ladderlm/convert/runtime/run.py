@@ -368,10 +368,9 @@ class Chat:
             hidden[code := 0x10F000 + len(hidden)] = found[0]
             return chr(code)
 
-        front = BREAK if role == "assistant" else MARK
         if self.pieces:
-            return front + self.tokenizer.spelled.sub(hide, self.said(text, role)) + MARK
-        text = self.tokenizer.spelled.sub(hide, text)
+            return MARK + self.tokenizer.spelled.sub(hide, self.said(text, role)) + MARK
+        text, front = self.tokenizer.spelled.sub(hide, text), BREAK if role == "assistant" else MARK
         return re.sub(r"\A(\s*)(.*?)(\s*)\Z", rf"\1{front}\2{MARK}\3", text, count=1, flags=re.DOTALL)
 
     def said(self, text: str, role: str) -> str:
