@@ -114,7 +114,7 @@ class Decoder:
             tensors[name] = tensors[name].astype(np.float32, copy=False)
             if name + ".scales" in tensors:  # each is for a group of neighbours in a row
                 scales = tensors.pop(name + ".scales")
-                tensors[name] *= np.repeat(scales, tensors[name].shape[1] // scales.shape[1], 1)
+                tensors[name].reshape(*scales.shape, -1)[...] *= scales[..., None]
             if self.arch["norm_offset"] and name.endswith("norm.weight"):
                 tensors[name] += 1
         self.head = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
