@@ -26,7 +26,7 @@ def source(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("to", "precision", "name"),
     [("folder", "", "m"), ("folder", "bfloat16", "m"), ("gguf", "", "m.gguf"), ("gguf", "F32", "m.gguf"),
-     ("int8", "", "m"), ("int4", "rtn", "m")],
+     ("bundle", "", "m"), ("int8", "", "m"), ("int4", "rtn", "m")],
 )  # fmt: skip
 def test_every_form(source: Path, to: str, precision: str, name: str) -> None:
     dest = source.with_name(name)
@@ -36,6 +36,17 @@ def test_every_form(source: Path, to: str, precision: str, name: str) -> None:
     assert result.bytes > 10_000
     assert verify(str(source), str(dest)).same
     assert sorted(p.name for p in source.parent.iterdir()) == sorted(["source", name])
+
+
+def test_a_bundle_of_other_weights_or_another_program_fails(source: Path) -> None:
+    dest = source.with_name("bundle")
+    run(ExportConfig(str(source), str(dest), "bundle", "int8"))
+    other = forms.write(source.with_name("other"))
+    forms.edit_tensors(other, lambda name, values: values * 1.01 if "layers.1.mlp" in name else values)
+    words = verify(str(other), str(dest)).words
+    assert "other logits" in words or "other tokens" in words
+    (dest / "run.py").write_text((dest / "run.py").read_text() + "\nprint()\n")
+    assert "is not run" in verify(str(dest), str(source)).words
 
 
 def test_an_adapter_is_merged_and_a_gguf_read_back(source: Path) -> None:

@@ -27,7 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "finetune": ("ladderlm.cli.train:finetune", "LoRA or full fine-tuning"),
     "align": ("ladderlm.cli.train:align", "DPO on preference pairs"),
     "eval": ("ladderlm.cli.eval:main", "perplexity, accuracy, F1, BLEU, ROUGE, with intervals"),
-    "export": ("ladderlm.cli.export:export", "to a folder, GGUF, or 8 or 4 bits; the result is verified"),
+    "export": ("ladderlm.cli.export:export", "to a folder, GGUF, a bundle, or 8 or 4 bits; the result is verified"),
     "verify": ("ladderlm.cli.export:verify", "are two forms of a model the same model?"),
     "serve": ("ladderlm.cli.serve:main", "an OpenAI-compatible server and a chat page"),
     "runs": ("ladderlm.cli.runs:main", "list runs, show one"),

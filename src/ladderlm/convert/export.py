@@ -24,6 +24,7 @@ from ladderlm.types import FloatArray, Value
 FORMS: dict[str, tuple[str, ...]] = {
     "folder": ("float16", "float32", "bfloat16"),
     "gguf": ("Q8_0", "F32", "F16", "BF16", "Q4_0", "Q4_K"),
+    "bundle": ("float16", "float32", "int8"),
     "int8": ("rtn", "gptq"),
     "int4": ("gptq", "rtn"),
 }
@@ -90,6 +91,10 @@ def _write(files: ModelFiles, config: ExportConfig, precision: str, place: Path)
             from ladderlm.convert import gguf
 
             gguf.write(files, place, precision)
+        case "bundle":
+            from ladderlm.convert import bundle
+
+            bundle.write(files, place, precision)
         case _:
             from ladderlm.convert import quantise
 

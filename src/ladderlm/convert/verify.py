@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from ladderlm.config import option
 from ladderlm.convert.compare import facts, logits, text
-from ladderlm.convert.compare.verdict import Check, Verdict, failed, skipped
+from ladderlm.convert.compare.verdict import Check, Verdict, failed, passed, skipped
 from ladderlm.convert.compare.weights import Source, weigh
 from ladderlm.errors import FormatError, LadderError, NotFound, UsageError
 from ladderlm.models.folder import ModelFiles
 from ladderlm.models.gguf import read_gguf
 from ladderlm.models.reference import locate, open_model
+from ladderlm.models.safetensors import read_safetensors
 
 PRECISIONS = ("same", "float16", "bfloat16", "8bit", "4bit")
 
@@ -45,18 +47,20 @@ def verify(a: str, b: str, *, precision: str = "same", key_env: str = "OPENAI_AP
     """
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}", cure="one of " + ", ".join(PRECISIONS))
-    if _remote(a) and _remote(b):
-        raise UsageError("two servers cannot be compared", cure="give the files of one of them")
-    if _remote(a):
+    if all(_remote(ref) or is_bundle(ref) for ref in (a, b)):
+        raise UsageError("two servers or bundles cannot be compared", cure="give the model's files for one of them")
+    if _remote(a) or is_bundle(a):
         a, b = b, a
     opened = []
     for letter, ref in (("A", a), ("B", b)):
-        if _remote(ref):
+        if _remote(ref) or (letter == "B" and is_bundle(ref)):
             continue
         found = _open(ref, letter)
         if isinstance(found, Check):
             return Verdict.of(a, b, [found])
         opened.append(found)
+    if is_bundle(b):
+        return Verdict.of(a, b, [_bundle(opened[0], Path(b).expanduser())])
     if _remote(b):
         from ladderlm.convert.compare.server import compare
 
@@ -78,6 +82,28 @@ def _open(ref: str, letter: str) -> ModelFiles | Check:
         where = f" ({error.where})" if error.where else ""
         cure = error.cure or "write or fetch it again"
         return failed("files", f"{letter} cannot be read: {error.what}{where}", cure)
+
+
+def is_bundle(ref: str) -> bool:
+    """Whether it names a folder with run.py and its parameters."""
+    return not _remote(ref) and (Path(ref).expanduser() / "run.py").is_file()
+
+
+def _bundle(a: ModelFiles, folder: Path) -> Check:
+    """Runs the bundle: its ids, logits and greedy tokens against A's weights rounded to the bundle's precision."""
+    from ladderlm.convert import bundle, runtime
+
+    again = "write it again: ladderlm export MODEL --to bundle"
+    if (folder / "run.py").read_bytes() != (Path(runtime.__path__[0]) / "run.py").read_bytes():
+        return failed("bundle", "its run.py is not the program that this LadderLM writes, and is not run", again)
+    try:
+        held = {tensor.dtype for tensor in read_safetensors(folder / "model.safetensors").values()}
+        precision = "int8" if "I8" in held else "float16" if "F16" in held else "float32"
+        bundle.check(folder, a, precision)
+    except FormatError as error:
+        return failed("bundle", error.what, error.cure or again)
+    words = f"reads texts and conversations as the same ids; logits and greedy tokens of A's weights in {precision}"
+    return passed("bundle", words)
 
 
 def _compare(a: ModelFiles, b: ModelFiles) -> list[Check]:

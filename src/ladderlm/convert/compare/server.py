@@ -103,6 +103,7 @@ class _Seen:
     def __init__(self, a: ModelFiles, local: Engine, remote: RemoteChat, precision: str) -> None:
         self.a, self.local, self.remote, self.precision = a, local, remote, precision
         self._bound: _Bound | None = None
+        self._differ = 0.0  # of given text (rms): what chats differ by on account of the weights alone
 
     # --- Given text -----------------------------------------------------------------------------------------------
 
@@ -137,7 +138,7 @@ class _Seen:
         if len(theirs) != len(ids) - 1 or None in theirs:
             return skipped(name, "the server cuts the text otherwise: see tokenizer")
         ours = _of_tokens(self.local.logits(ids), ids)
-        differ = _rms(ours - np.array(theirs, np.float64))
+        differ = self._differ = _rms(ours - np.array(theirs, np.float64))
         bound = self.bound(ids, ours)
         told = f"log-probabilities of {len(theirs)} tokens differ by {differ:.2g} (bound {bound.limit:.2g})"
         if differ <= bound.limit:
@@ -237,7 +238,7 @@ class _Seen:
         return None
 
     def _far(self) -> float:
-        return max(_TIE, _FAR * self.bound().limit)
+        return max(_TIE, _FAR * self.bound().limit, _FAR * self._differ)
 
     def greedy(self) -> Check:
         """Greedy answers are the same, and end at the same place."""
