@@ -56,6 +56,40 @@ def test_odd_shapes_agree_with_the_reference(changes: dict[str, Any]) -> None:
     network.close()
 
 
+LONG = [(31 * i + 7) % 250 for i in range(150)]  # over several cache blocks and windows
+BIASED: dict[str, Any] = {"qkv_bias": True, "out_bias": True, "mlp_bias": True, "norm_bias": True, "norm": "layer"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"windows": (40, 0), "local_theta": 100.0, "placement": "sandwich", "norm_offset": True, "qk_norm": "head",
+         "attention_cap": 3.0, "logit_cap": 4.0, "attention_scale": 0.3, "embed_scale": 5.0,
+         "activation": "gelu_tanh"},
+        {"windows": (33, 64), "qkv_bias": True, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        {"placement": "inner", "qk_norm": "all", "unrotated": (1,)},
+        {"placement": "post", "positions": "learned", "position_offset": 2, "gated": False, "activation": "gelu", **BIASED},
+        {"placement": "parallel", "two_norms": True, "rotary_dim": 4, "gated": False, "activation": "relu",
+         "norm": "layer", "norm_bias": True},
+        {"placement": "parallel", "positions": "alibi", "qk_norm": "heads", **BIASED},
+        {"dim": 50, "hidden": 40, "positions": "learned", **BIASED},
+    ],
+    ids=lambda changes: " ".join(map(str, changes.values())),
+)  # fmt: skip
+def test_compositions_agree_with_the_reference_in_any_chunks(changes: dict[str, Any]) -> None:
+    arch = tiny(**changes)
+    assert arch.compiled
+    weights = KindWeights(arch)
+    network = Network(arch, weights, threads=2)
+    expected = ReferenceDecoder(arch, weights).logits(LONG)
+    found = whole(network, LONG)
+    np.testing.assert_allclose(found, expected, atol=3e-5 * np.abs(expected).max())
+    assert np.ptp(expected) > 0.1
+    for size in (1, 7, 33):
+        assert np.array_equal(found, chunked(network, LONG, size)), f"chunks of {size}"
+    network.close()
+
+
 @pytest.mark.parametrize("kind", ["F32", "Q4_1", "Q6_K"])
 def test_logits_are_the_same_to_the_bit_in_any_batch(kind: str) -> None:
     arch = tiny(dim=256, hidden=256, head_dim=64)

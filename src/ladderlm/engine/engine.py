@@ -53,7 +53,9 @@ class Engine:
         if arch.kind != "decoder":
             cure = "chat, completion and scoring need a decoder"
             raise UsageError(f"a {arch.kind} ({arch.family}) does not continue text", cure=cure)
-        self._network = Network(arch, weights, threads=threads, key=key) if arch.plain else PlainNetwork(arch, weights)
+        self._network: Network | PlainNetwork = (
+            Network(arch, weights, threads=threads, key=key) if arch.compiled else PlainNetwork(arch, weights)
+        )
         self._grammars = Grammars(tokenizer, arch.vocab_size) if tokenizer else None
         self._stop_ids = tokenizer.stop_ids if tokenizer else ()
         self._position_bytes = self._network.block_floats * 4 // 32

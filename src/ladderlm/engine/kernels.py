@@ -145,15 +145,62 @@ def accumulate(source: int, target: Any, column: int, rows: int) -> None:
 
 
 @kernel
-def gate(gates: int, ups: int, target: Any, column: int, rows: int) -> None:
-    """silu(gate) * up of two [rows][32] tiles into columns of `target`."""
+def add_to(source: int, side: int, rows: int) -> None:
+    """Adds the 32 floats at `side` to every row of a [rows][32] tile; nothing if `side` is 0."""
+    if side:
+        for t in range(rows):
+            for half in range(0, 128, 64):
+                here = source + 128 * t + half
+                simd.store(here, simd.add(simd.load(here), simd.load(side + half)))
+
+
+@kernel
+def _tanh(x: Any) -> Any:
+    """1 - 2 / (e^2x + 1): within some 1e-7."""
+    one, two = simd.splat(np.float32(1)), simd.splat(np.float32(2))
+    below = simd.div(two, simd.add(simd.exp(simd.mul(x, two)), one))
+    return simd.add(one, simd.mul(below, simd.splat(np.float32(-1))))
+
+
+@kernel
+def _activated(kind: int, x: Any) -> Any:
+    """SiLU (0), GELU (1) by Abramowitz and Stegun 7.1.26 (within 1.5e-7), its tanh form (2), or ReLU (3)."""
     one, minus = simd.splat(np.float32(1)), simd.splat(np.float32(-1))
+    if kind == 0:
+        return simd.div(x, simd.add(one, simd.exp(simd.mul(x, minus))))
+    if kind == 3:
+        return simd.maximum(x, simd.splat(np.float32(0)))
+    if kind == 2:
+        cubed = simd.mul(simd.mul(x, x), x)
+        inner = simd.multiply_add(cubed, simd.splat(np.float32(0.044715)), x)
+        value = _tanh(simd.mul(inner, simd.splat(np.float32(0.7978845608028654))))
+        return simd.mul(simd.mul(x, simd.splat(np.float32(0.5))), simd.add(one, value))
+    z = simd.mul(simd.maximum(x, simd.mul(x, minus)), simd.splat(np.float32(0.7071067811865476)))
+    t = simd.div(one, simd.multiply_add(z, simd.splat(np.float32(0.3275911)), one))
+    total = simd.splat(np.float32(1.061405429))
+    total = simd.multiply_add(total, t, simd.splat(np.float32(-1.453152027)))
+    total = simd.multiply_add(total, t, simd.splat(np.float32(1.421413741)))
+    total = simd.multiply_add(total, t, simd.splat(np.float32(-0.284496736)))
+    total = simd.multiply_add(total, t, simd.splat(np.float32(0.254829592)))
+    tail = simd.mul(simd.mul(total, t), simd.exp(simd.mul(simd.mul(z, z), minus)))  # 1 - erf(z)
+    # x * (1 + erf) / 2 is relu(x) - |x| * tail / 2: no difference of near numbers on either side.
+    size = simd.maximum(x, simd.mul(x, minus))
+    over = simd.maximum(x, simd.splat(np.float32(0)))
+    return simd.multiply_add(simd.mul(size, simd.splat(np.float32(-0.5))), tail, over)
+
+
+@kernel
+def activate(kind: int, gates: int, ups: int, target: Any, column: int, rows: int) -> None:
+    """f(gate) * up of two [rows][32] tiles into columns of `target`; f(up) where `gates` is 0."""
     for t in range(rows):
         here = address(target, t * target.shape[1] + column)
         for half in range(0, 128, 64):
-            g = simd.load(gates + 128 * t + half)
-            sigmoid = simd.div(one, simd.add(one, simd.exp(simd.mul(g, minus))))
-            simd.store(here + half, simd.mul(simd.mul(g, sigmoid), simd.load(ups + 128 * t + half)))
+            up = simd.load(ups + 128 * t + half)
+            if gates:
+                up = simd.mul(_activated(kind, simd.load(gates + 128 * t + half)), up)
+            else:
+                up = _activated(kind, up)
+            simd.store(here + half, up)
 
 
 @kernel
@@ -165,22 +212,41 @@ def sum_groups(x: Any, row: int, sums: Any) -> None:
 
 
 @kernel
-def normalise(x: Any, source: int, weight: Any, dim: int, eps: Any, out: Any, row: int) -> None:
-    """out[row] = weight * x[source] / rms(x[source]), over `dim` columns (the padding beyond is zero)."""
-    squares = simd.splat(np.float32(0))
-    start, target = address(x, source * x.shape[1]), address(out, row * out.shape[1])
-    for i in range(0, x.shape[1], LANES):
-        v = simd.load(start + 4 * i)
+def normalise(layer: int, start: int, weight: int, bias: int, dim: int, eps: Any, target: int) -> None:
+    """The root-mean-square norm, or with `layer` the layer norm, of the `dim` floats at `start`, into `target`.
+
+    Weights and bias are padded with zeros to 16; so is the result. Without weight it is a copy.
+    """
+    whole, mean = dim // LANES * LANES, np.float32(0)
+    if layer and weight:
+        summed = simd.splat(np.float32(0))
+        for i in range(0, whole, LANES):
+            summed = simd.add(summed, simd.load(start + 4 * i))
+        mean = simd.total(summed)
+        for i in range(whole, dim):
+            mean += simd.read(start + 4 * i)
+        mean /= np.float32(dim)
+    less, squares = simd.splat(-mean), simd.splat(np.float32(0))
+    for i in range(0, whole, LANES):
+        v = simd.add(simd.load(start + 4 * i), less)
         squares = simd.multiply_add(v, v, squares)
-    factor = simd.splat(np.float32(1.0 / np.sqrt(simd.total(squares) / dim + eps)))
-    for i in range(0, x.shape[1], LANES):
-        scaled = simd.mul(simd.load(start + 4 * i), factor)
-        simd.store(target + 4 * i, simd.mul(scaled, simd.load(address(weight, i))))
+    total = simd.total(squares)
+    for i in range(whole, dim):
+        v = simd.read(start + 4 * i) - mean
+        total += v * v
+    factor = simd.splat(np.float32(1.0 / np.sqrt(total / dim + eps)))
+    for i in range(0, (dim + LANES - 1) // LANES * LANES, LANES):
+        v = simd.load(start + 4 * i)
+        if weight:
+            v = simd.mul(simd.mul(simd.add(v, less), factor), simd.load(weight + 4 * i))
+            if bias:
+                v = simd.add(v, simd.load(bias + 4 * i))
+        simd.store(target + 4 * i, v)
 
 
 @kernel
-def embed(m: Any, token: int, dim: int, out: Any, row: int) -> None:
-    """out[row] = row `token` of the embedding matrix: found in the lane of its block."""
+def embed(m: Any, token: int, dim: int, factor: Any, out: Any, row: int) -> None:
+    """out[row] = row `token` of the embedding matrix times `factor`: found in the lane of its block."""
     block, lane = token // BLOCK, token % BLOCK
     panel = np.empty(CHUNK * BLOCK, np.float32)
     for first in range(0, m[COLS], CHUNK):
@@ -190,7 +256,7 @@ def embed(m: Any, token: int, dim: int, out: Any, row: int) -> None:
             g = (first + k) // m[GROUP]
             scale = m[SCALE] + block * m[SCALE_BLOCK] + g * m[SCALE_STEP] + 4 * lane
             low = m[LOW] + block * m[LOW_BLOCK] + g * m[LOW_STEP] + 4 * lane
-            out[row, first + k] = panel[k * BLOCK + lane] * simd.read(scale) + simd.read(low)
+            out[row, first + k] = (panel[k * BLOCK + lane] * simd.read(scale) + simd.read(low)) * factor
 
 
 # --- Attention ----------------------------------------------------------------------------------------------------
@@ -199,12 +265,12 @@ def embed(m: Any, token: int, dim: int, out: Any, row: int) -> None:
 
 
 @kernel
-def turn(x: Any, column: int, half: int, angles: Any, factor: Any) -> None:
-    """Rotates x[column : column + 2 * half] by the position's angles [2][half] (cosines, sines), times `factor`."""
+def turn(x: Any, column: int, half: int, angles: Any) -> None:
+    """Rotates x[column : column + 2 * half] by the position's angles [2][half] (cosines, sines)."""
     for i in range(half):
         a, b, c, s = x[column + i], x[column + half + i], angles[0, i], angles[1, i]
-        x[column + i] = (a * c - b * s) * factor
-        x[column + half + i] = (b * c + a * s) * factor
+        x[column + i] = a * c - b * s
+        x[column + half + i] = b * c + a * s
 
 
 @kernel
@@ -217,9 +283,11 @@ def remember(x: Any, key: int, value: int, head_dim: int, place: Any, slot: int)
 
 
 @kernel
-def _scores(query: int, step: int, tokens: int, blocks: Any, used: int, base: int, head_dim: int, scores: Any) -> None:
+def _scores(
+    query: int, step: int, tokens: int, blocks: Any, begin: int, used: int, base: int, head_dim: int, scores: Any
+) -> None:  # fmt: skip
     out_step = 4 * scores.shape[1]
-    for b in range(used):
+    for b in range(begin, used):
         keys, out = blocks[b] + base, address(scores, b * BLOCK)
         if tokens == 8:
             _set_8(keys, 128, query, step, head_dim, out, out_step, 0, 0, 0, 0)
@@ -232,16 +300,33 @@ def _scores(query: int, step: int, tokens: int, blocks: Any, used: int, base: in
 
 
 @kernel
-def _softmax(scores: Any, used: int, position: int) -> Any:
-    """Turns scores of positions 0 .. position into e^(score - max), later ones into 0; 1 over their sum."""
+def _cap(scores: Any, begin: int, end: int, cap: Any) -> None:
+    """cap * tanh(score / cap)."""
+    factor, back = simd.splat(np.float32(1) / cap), simd.splat(cap)
+    for i in range(begin, end, LANES):
+        here = scores.ctypes.data + 4 * i
+        simd.store(here, simd.mul(_tanh(simd.mul(simd.load(here), factor)), back))
+
+
+@kernel
+def _softmax(scores: Any, begin: int, used: int, low: int, position: int, slope: Any) -> Any:
+    """Turns scores of positions low .. position into e^(score - max), others into 0; 1 over their sum.
+
+    `slope` times the distance is taken off first. Blocks `begin` .. `used` - 1 are looked at.
+    """
     for i in range(position + 1, used * BLOCK):
         scores[i] = np.float32(-np.inf)
-    start = scores.ctypes.data
-    top, summed = simd.load(start), simd.splat(np.float32(0))
-    for i in range(0, used * BLOCK, LANES):
+    for i in range(begin * BLOCK, low):
+        scores[i] = np.float32(-np.inf)
+    if slope != 0:
+        for i in range(low, position + 1):
+            scores[i] -= slope * np.float32(position - i)
+    start, summed = scores.ctypes.data, simd.splat(np.float32(0))
+    top = simd.load(start + 4 * begin * BLOCK)
+    for i in range(begin * BLOCK, used * BLOCK, LANES):
         top = simd.maximum(top, simd.load(start + 4 * i))
     minus = simd.splat(np.float32(-simd.largest(top)))
-    for i in range(0, used * BLOCK, LANES):
+    for i in range(begin * BLOCK, used * BLOCK, LANES):
         e = simd.exp(simd.add(simd.load(start + 4 * i), minus))
         simd.store(start + 4 * i, e)
         summed = simd.add(summed, e)
@@ -249,11 +334,11 @@ def _softmax(scores: Any, used: int, position: int) -> Any:
 
 
 @kernel
-def _mix(tokens: int, blocks: Any, used: int, base: int, wide: int, scores: Any, out: Any) -> None:
+def _mix(tokens: int, blocks: Any, begin: int, used: int, base: int, wide: int, scores: Any, out: Any) -> None:
     """out[t] = sum over positions of scores[t] times the values."""
     out_step, step = 4 * out.shape[1], 4 * scores.shape[1]
     out[:tokens, :wide] = 0
-    for b in range(used):
+    for b in range(begin, used):
         p = address(scores, b * BLOCK)
         for column in range(0, wide, 32):
             values, target = blocks[b] + base + 4 * column, address(out, column)
@@ -270,11 +355,12 @@ def _mix(tokens: int, blocks: Any, used: int, base: int, wide: int, scores: Any,
 @kernel
 def attend(
     qkv: Any, row: int, rows: int, head: int, heads: int, head_dim: int, positions: Any, blocks: Any, base: int,
-    scores: Any, mixed: Any, out: Any,
+    window: int, cap: Any, slopes: Any, scores: Any, mixed: Any, out: Any,
 ) -> None:  # fmt: skip
     """Attention of `rows` consecutive rows of one sequence, or of `heads` heads of one row, that share keys.
 
-    Either count may be above one, not both. Queries are rotated and scaled already; head h's stand at columns
+    A row sees `window` positions (0: all); scores are capped at `cap` (0: not) and fall by `slopes[head]` with
+    distance. Either count may be above one, not both. Queries are rotated and scaled already; head h's stand at columns
     h * head_dim of `qkv`, and its result goes to the same columns of `out`.
     """
     wide, count = (head_dim + 31) // 32 * 32, max(rows, heads)
@@ -284,12 +370,17 @@ def attend(
         tokens = width(count - done)
         first = address(qkv, row * qkv.shape[1] + head * head_dim) + done * step
         last = positions[row + (done + tokens - 1 if heads == 1 else 0)]
-        used = last // BLOCK + 1
-        _scores(first, step, tokens, blocks, used, base, head_dim, scores)
+        used, oldest = last // BLOCK + 1, positions[row + (done if heads == 1 else 0)]
+        begin = max(0, oldest - window + 1) // BLOCK if window else 0
+        _scores(first, step, tokens, blocks, begin, used, base, head_dim, scores)
         for t in range(tokens):
-            mine = row + (done + t if heads == 1 else 0)
-            mixed[t, wide] = _softmax(scores[t], used, positions[mine])
-        _mix(tokens, blocks, used, base + 4 * BLOCK * head_dim, wide, scores, mixed)
+            position = positions[row + (done + t if heads == 1 else 0)]
+            low = max(0, position - window + 1) if window else 0
+            if cap != 0:
+                _cap(scores[t], begin * BLOCK, used * BLOCK, cap)
+            slope = slopes[head + (0 if heads == 1 else done + t)]
+            mixed[t, wide] = _softmax(scores[t], begin, used, low, position, slope)
+        _mix(tokens, blocks, begin, used, base + 4 * BLOCK * head_dim, wide, scores, mixed)
         for t in range(tokens):
             target = row + (done + t if heads == 1 else 0)
             column = (head + (0 if heads == 1 else done + t)) * head_dim

@@ -16,6 +16,7 @@ from ladderlm.engine import forward as step
 from ladderlm.engine.cache import KVCache
 from ladderlm.engine.kernels import CHUNK
 from ladderlm.engine.pack import BLOCKS, FIRST, HEAD, pack, padded
+from ladderlm.engine.reference import alibi_slopes
 from ladderlm.engine.simd import BLOCK, COMPILED
 from ladderlm.engine.team import Team
 from ladderlm.models import rope
@@ -37,20 +38,20 @@ class Piece(NamedTuple):
 
 
 class Network:
-    """Runs steps of a plain Llama decoder (Architecture.plain) on `threads` threads. Not for concurrent use."""
+    """Runs steps of a decoder (Architecture.compiled) on `threads` threads. Not for concurrent use."""
 
     def __init__(self, arch: Architecture, weights: Weights, *, threads: int | None = None, key: str | None = None):
         self.arch = arch
         self.threads = threads or min(os.cpu_count() or 1, 8)
         self._packed = pack(arch, weights, key=key, threads=self.threads)
-        names = [f"model.layers.{i}.{n}" for i in range(arch.layers) for n in ("input", "post_attention")]
-        norms = [weights.float32(f"{name}_layernorm.weight") for name in names] + [weights.float32("model.norm.weight")]
-        table = np.zeros((len(norms), padded(arch.dim)), np.float32)
-        table[:, : arch.dim] = norms
-        self._model = step.Model(self._packed.table, table, rope.table(arch, 0, arch.context_length))
-        self._shape = step.Shape(
-            arch.dim, arch.layers, arch.heads, arch.kv_heads, arch.head_dim, arch.hidden, arch.vocab_size, arch.norm_eps
-        )
+        self._sides = Sides(arch, weights, self._packed.table)
+        self._tables, turned = _tables(arch)
+        windows = _ints([arch.window(i) for i in range(arch.layers)])
+        self._model = step.Model(
+            self._packed.table, self._sides.addresses, self._angles(64), windows, turned, _slopes(arch),
+            self._sides.places,
+        )  # fmt: skip
+        self._shape = _shape(arch)
         self._work = _work(arch, self._packed.table, self.threads)
         self._sync = step.counters(arch.layers)
         self._team = Team(self.threads)
@@ -83,6 +84,7 @@ class Network:
             positions.extend(range(start, start + len(tokens)))
             tables.extend([cache.addresses] * len(tokens))
         self._reserve_logits(len(wanted))
+        self._reserve_angles(max(positions) + 1)
         rows = step.Rows(
             _ints(ids), _ints([*positions, *[0] * MARGIN]), np.stack(tables), _ints(spans).reshape(-1, 2), _ints(wanted)
         )
@@ -91,6 +93,8 @@ class Network:
         for cache, tokens, _ in pieces:
             cache.ids.extend(tokens)
         logits: FloatArray = self._work.logits[: len(wanted), : self.arch.vocab_size]
+        if cap := np.float32(self.arch.logit_cap):
+            np.multiply(np.tanh(logits / cap), cap, out=logits)
         return logits
 
     def close(self) -> None:
@@ -101,6 +105,17 @@ class Network:
             size = (min(MAX_ROWS, max(rows, 2 * len(self._work.logits))), self._work.logits.shape[1])
             self._work = self._work._replace(logits=np.zeros(size, np.float32))
 
+    def _reserve_angles(self, positions: int) -> None:
+        """Tables of angles grow with the longest text: a context of 128k would cost memory nobody uses."""
+        if positions > self._model.angles.shape[1]:
+            size = min(self.arch.context_length, 1 << (positions - 1).bit_length())
+            self._model = self._model._replace(angles=self._angles(size))
+
+    def _angles(self, positions: int) -> FloatArray:
+        if not self._tables:
+            return np.zeros((1, 1, 2, 1), np.float32)
+        return np.stack([rope.table(self.arch, layer, positions) for layer in self._tables])
+
     def _warm(self) -> None:
         """Compiles the kernels, or loads them from disk, before the first request."""
         if not any(COMPILED.rglob("*.nbc")):
@@ -110,6 +125,94 @@ class Network:
         start = time.monotonic()
         self.run([Piece(self.cache(), [0], 0)])
         events.emit("compile", finished=True, data={"seconds": time.monotonic() - start})
+
+
+class Sides:
+    """The vectors beside the matrices, padded to 32 with zeros: their `addresses` as Model.sides, and what holds them.
+
+    `places` is the address of learned positions, 0 where there are none.
+    """
+
+    def __init__(self, arch: Architecture, weights: Weights, table: npt.NDArray[np.int64]) -> None:
+        self._arch, self._weights, self._held = arch, weights, set(weights.names())
+        self._kept: list[FloatArray] = []
+        self.addresses = np.zeros((arch.layers + 1, step.SIDES), np.int64)
+        for i in range(arch.layers):
+            self._layer(i, f"model.layers.{i}.", table[FIRST + 7 * i : FIRST + 7 * i + 3])
+        self._norm(arch.layers, step.NORM, "model.norm")
+        self.places = 0
+        if arch.positions == "learned":
+            found = weights.float32("model.embed_positions.weight")[arch.position_offset :]
+            self.places = self._keep(np.pad(found, ((0, 0), (0, padded(arch.dim) - arch.dim))))
+
+    def _layer(self, row: int, prefix: str, qkv: npt.NDArray[np.int64]) -> None:
+        for column, name in (
+            (step.NORM, "input_layernorm"), (step.ATTENTION_OUT, "attention_out_norm"),
+            (step.MIDDLE, "post_attention_layernorm"), (step.MLP_OUT, "mlp_out_norm"),
+        ):  # fmt: skip
+            self._norm(row, column, prefix + name)
+        attention, arch = prefix + "self_attn.", self._arch
+        for column, name, heads in ((step.Q_NORM, "q_norm", arch.heads), (step.K_NORM, "k_norm", arch.kv_heads)):
+            if arch.qk_norm == "heads":
+                each = [self._weights.float32(f"{attention}{name}.norms.{h}.weight") for h in range(heads)]
+                self._put(row, column, np.concatenate(each))
+            elif arch.qk_norm:
+                weight = self._weights.float32(f"{attention}{name}.weight") + np.float32(arch.norm_offset)
+                self._put(row, column, np.tile(weight, heads) if arch.qk_norm == "head" else weight)
+        if arch.qkv_bias:
+            parts = []
+            for x, blocks in zip("qkv", qkv[:, BLOCKS], strict=True):
+                bias = self._weights.float32(f"{attention}{x}_proj.bias")
+                parts.append(np.pad(bias, (0, int(blocks) * BLOCK - len(bias))))
+            self._put(row, step.QKV_BIAS, np.concatenate(parts))
+        for column, name in (
+            (step.O_BIAS, "self_attn.o_proj"), (step.GATE_BIAS, "mlp.gate_proj"), (step.UP_BIAS, "mlp.up_proj"),
+            (step.DOWN_BIAS, "mlp.down_proj"),
+        ):  # fmt: skip
+            if f"{prefix}{name}.bias" in self._held:
+                self._put(row, column, self._weights.float32(f"{prefix}{name}.bias"))
+
+    def _norm(self, row: int, column: int, name: str) -> None:
+        if name + ".weight" in self._held:
+            offset = np.float32(self._arch.norm_offset)
+            self._put(row, column, self._weights.float32(name + ".weight") + offset)
+            if self._arch.norm_bias:
+                self._put(row, column + 1, self._weights.float32(name + ".bias"))
+
+    def _put(self, row: int, column: int, values: FloatArray) -> None:
+        self.addresses[row, column] = self._keep(np.pad(values, (0, padded(len(values)) - len(values))))
+
+    def _keep(self, values: FloatArray) -> int:
+        self._kept.append(np.ascontiguousarray(values, np.float32))
+        return self._kept[-1].ctypes.data
+
+
+def _shape(arch: Architecture) -> step.Shape:
+    parallel = step.PARALLEL_TWO if arch.two_norms else step.PARALLEL
+    places = {"pre": 0, "inner": step.INNER, "sandwich": step.SANDWICH, "post": step.POST, "parallel": parallel}
+    return step.Shape(
+        arch.dim, arch.layers, arch.heads, arch.kv_heads, arch.head_dim, arch.hidden, arch.vocab_size,
+        arch.norm_eps, arch.scale, int(arch.norm == "layer"), places[arch.placement],
+        ("silu", "gelu", "gelu_tanh", "relu").index(arch.activation), int(arch.gated),
+        {"": 0, "head": 1, "heads": 1, "all": 2}[arch.qk_norm], (arch.rotary_dim or arch.head_dim) // 2,
+        arch.attention_cap, arch.embed_scale,
+    )  # fmt: skip
+
+
+def _tables(arch: Architecture) -> tuple[list[int], npt.NDArray[np.int64]]:
+    """A layer for each different table of angles, and each layer's table; -1 where nothing is turned."""
+    if arch.positions != "rotary":
+        return [], _ints([-1] * arch.layers)
+    local = [bool(arch.local_theta) and arch.window(i) > 0 for i in range(arch.layers)]
+    kinds = list(dict.fromkeys(local))
+    turned = [-1 if i in arch.unrotated else kinds.index(local[i]) for i in range(arch.layers)]
+    return [local.index(kind) for kind in kinds], _ints(turned)
+
+
+def _slopes(arch: Architecture) -> FloatArray:
+    if arch.positions != "alibi":
+        return np.zeros(arch.heads, np.float32)
+    return alibi_slopes(arch.heads) * np.float32(arch.scale)
 
 
 def _ints(values: Sequence[object]) -> npt.NDArray[np.int64]:
@@ -127,6 +230,7 @@ def _work(arch: Architecture, table: npt.NDArray[np.int64], threads: int) -> ste
     return step.Work(
         x=zeros(rows, dim),
         normed=zeros(rows, dim),
+        branch=zeros(rows, dim),
         qkv=zeros(rows, int(table[FIRST : FIRST + 3, BLOCKS].sum()) * BLOCK),
         mixed=zeros(rows, heads),
         hidden=zeros(rows, hidden),

@@ -121,9 +121,10 @@ def _matrix(weights: Weights, name: str) -> Blocks:
 
 
 def names(arch: Architecture) -> list[str]:
-    """The matrices in the order of the table."""
+    """The matrices in the order of the table. A feed-forward part without a gate has its other matrix twice."""
     head = "model.embed_tokens.weight" if arch.tied else "lm_head.weight"
-    layers = [f"model.layers.{i}.{part}.weight" for i in range(arch.layers) for part in LAYER]
+    parts = LAYER if arch.gated else tuple("mlp.up_proj" if p == "mlp.gate_proj" else p for p in LAYER)
+    layers = [f"model.layers.{i}.{part}.weight" for i in range(arch.layers) for part in parts]
     return ["model.embed_tokens.weight", head, *layers]
 
 
@@ -134,8 +135,8 @@ def pack(arch: Architecture, weights: Weights, *, key: str | None = None, thread
     rows: list[npt.NDArray[np.int64]] = []
     end = 4 * CONSTANTS
     for index, (name, kind) in enumerate(zip(wanted, kinds, strict=True)):
-        if index == HEAD and arch.tied:
-            rows.append(rows[EMBED])
+        if (before := wanted.index(name)) < index:
+            rows.append(rows[before])
             continue
         row, end = _shape(kind, weights.shape(name), -(-end // 64) * 64)
         rows.append(row)

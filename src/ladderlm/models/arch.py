@@ -162,15 +162,14 @@ class Architecture(Value):
         return self.attention_scale or self.head_dim**-0.5
 
     @property
-    def plain(self) -> bool:
-        """Whether it is the plain Llama network (its rotary positions perhaps scaled), which the kernels run."""
-        varied = ("norm", "norm_offset", "norm_bias", "placement", "positions", "rotary_dim", "local_theta", "windows",
-                  "unrotated", "qk_norm", "qkv_bias", "out_bias", "mlp_bias", "activation", "gated", "experts",
-                  "attention_cap", "logit_cap", "attention_scale", "embed_scale", "logit_scale", "head_bias", "kind",
-                  "head")  # fmt: skip
-        fields = type(self).__dataclass_fields__
-        switching = self.rope_scaling.get("rope_type") == "longrope"  # its angles depend on the length of the text
-        return not switching and all(getattr(self, name) == fields[name].default for name in varied)
+    def compiled(self) -> bool:
+        """Whether the engine's compiled kernels run it: decoders but for mixtures of experts and LongRoPE.
+
+        The angles of the latter depend on the length of the text, so what was kept of its beginning would not fit.
+        """
+        plain_head = self.logit_scale == 1.0 and not self.head_bias
+        longrope = self.rope_scaling.get("rope_type") == "longrope"
+        return self.kind == "decoder" and plain_head and not self.experts and not longrope
 
     def tensor_shapes(self) -> Shapes:
         """Canonical name and shape of every tensor, in the order of the forward pass.
