@@ -1,6 +1,6 @@
 """Int4 and int8 folder forms of a model that was never quantised: what they cost in perplexity, bytes and speed.
 
-A decoder of 26.7 M parameters is pretrained on the standard library's docstrings with our recipe (14 minutes on two
+A decoder of 26.7 M parameters is pretrained on the standard library's sources with our recipe (20 minutes on two
 quiet cores), or taken ready from the folder that LADDER_QUANTISE_MODEL names, which must hold its recipe. Calibration
 text is from its training part; perplexity is measured by our engine on its held-out part and on docstrings of numpy,
 of which it saw none (the held-out part alone is too short to tell the forms apart), window by window, so that intervals
@@ -13,32 +13,30 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ladderlm import engine, events
+from ladderlm.convert import cost
+from ladderlm.convert.cost import text_windows
 from ladderlm.convert.quantise import QuantiseConfig, run
 from ladderlm.data.collect import python_corpus
 from ladderlm.data.records import write_records
-from ladderlm.evals.intervals import Interval, bootstrap_ratio
-from ladderlm.evals.perplexity import token_logprobs
 from ladderlm.models import ModelFiles, open_model
 from ladderlm.train import pretrain
 from ladderlm.train.settings import PretrainConfig
-from ladderlm.types import Sampling
 
 MOST_BYTES, MOST_LOSS = 0.34, 0.03  # of 16 bits; of the perplexity
 FORMS = {
     "int4 rtn": {"method": "rtn"},
     "int4 gptq": {},
     "int4 gptq, calibrated on its own writing": {"calibrate": ""},
+    "int4 rtn, groups of 128": {"method": "rtn", "group": 128},
+    "int4 gptq, groups of 128": {"group": 128},
     "int8 gptq": {"bits": 8},
 }
 UNSEEN = 700_000  # characters of numpy's docstrings
-PROMPT, DECODED, ROUNDS = 16, 128, 3
 
 
 def trained(minute: bool, work: Path) -> ModelFiles:
@@ -46,10 +44,10 @@ def trained(minute: bool, work: Path) -> ModelFiles:
     ready = os.environ.get("LADDER_QUANTISE_MODEL")
     if ready:
         return open_model(ready)
-    size: dict[str, Any] = {"vocab_size": 8192, "layers": 7, "dim": 512, "heads": 8, "minutes": 14.0}
+    size: dict[str, Any] = {"vocab_size": 8192, "layers": 7, "dim": 512, "heads": 8, "minutes": 20.0}
     if minute:
         size = {"vocab_size": 1024, "layers": 2, "dim": 128, "heads": 2, "minutes": 0.3}
-    config = PretrainConfig(data="python:docs", out=str(work / "model"), batch_tokens=4096, **size)
+    config = PretrainConfig(data="python:sources", out=str(work / "model"), batch_tokens=4096, **size)
     return open_model(pretrain.run(config).model)
 
 
@@ -64,53 +62,21 @@ def unseen() -> list[str]:
     return kept
 
 
-def held_windows(files: ModelFiles, texts: Sequence[str]) -> list[list[int]]:
-    """Whole contexts of held-out text, each led by the document-start token."""
-    start = files.tokenizer.document_start_id
-    head = [] if start is None else [start]
-    size = files.arch.context_length - len(head)
-    documents = [files.tokenizer.encode(text) for text in texts]
-    pieces = [[*head, *ids[at : at + size]] for ids in documents for at in range(0, len(ids), size)]
-    return [piece for piece in pieces if len(piece) > 1]
-
-
-def measured(files: ModelFiles, windows: Sequence[Sequence[int]]) -> tuple[np.ndarray, float]:
-    """Nats of each window, and tokens per second of greedy decoding (the best of a few)."""
-    speeds = []
-    with engine.load(files) as model:
-        nats = [-token_logprobs(model, w).sum() for w in events.track(windows, "perplexity", unit="windows")]
-        sampling = Sampling(temperature=0, max_tokens=DECODED, min_tokens=DECODED)
-        for _ in range(ROUNDS):
-            begin, first, last = 0.0, 0, 0
-            for delta in model.generate(windows[0][:PROMPT], sampling):
-                if delta.ids and not begin:
-                    begin, first = time.perf_counter(), len(delta.ids)
-                last += len(delta.ids)
-            speeds.append((last - first) / (time.perf_counter() - begin))
-    return np.array(nats), max(speeds)
-
-
-def ratio(nats: np.ndarray, before: np.ndarray, windows: Sequence[Sequence[int]]) -> Interval:
-    """By what share the perplexity is higher than `before`, with its paired interval over windows."""
-    found = bootstrap_ratio(nats - before, [len(w) - 1 for w in windows])
-    return Interval(*(math.expm1(x) for x in (found.mean, found.low, found.high)))
-
-
 def measure(minute: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         files = trained(minute, work)
         train, held = pretrain.load_text(PretrainConfig.from_dict(files.lineage["recipe"]))
         write_records(work / "calibration.jsonl", train)
-        windows = held_windows(files, [*(r["text"] for r in held), *unseen()])[: 20 if minute else None]
+        windows = text_windows(files, [*(r["text"] for r in held), *unseen()])[: 20 if minute else None]
         tokens = sum(len(w) - 1 for w in windows)
-        before, speed = measured(files, windows)
+        before = cost.measure(files, windows)
         figures: dict[str, Any] = {
             "parameters": files.arch.parameters, "bytes_of_16_bits": 2 * files.arch.parameters,
-            "held_out_tokens": tokens, "windows": len(windows), "perplexity_fp32": math.exp(before.sum() / tokens),
-            "decode_tokens_per_second_fp32": speed, "forms": {},
+            "held_out_tokens": tokens, "windows": len(windows), "perplexity_fp32": math.exp(sum(before.nats) / tokens),
+            "decode_tokens_per_second_fp32": before.tokens_per_second, "forms": {},
         }  # fmt: skip
-        nats: dict[str, np.ndarray] = {}
+        found: dict[str, cost.Measured] = {}
         for name, changes in FORMS.items():
             if minute and "own" in name:
                 continue
@@ -119,13 +85,14 @@ def measure(minute: bool) -> dict[str, Any]:
             begin = time.perf_counter()
             made = run(QuantiseConfig(model=str(files.path), out=str(work / "int"), replace=True, **settings))
             seconds = time.perf_counter() - begin
-            nats[name], speed = measured(open_model(made.model), windows)
+            found[name] = cost.measure(open_model(made.model), windows)
             figures["forms"][name] = {
                 "bytes": made.bytes, "share_of_16_bits": made.share, "seconds_to_make": seconds,
-                "perplexity": math.exp(nats[name].sum() / tokens), "decode_tokens_per_second": speed,
-                "perplexity_increase": ratio(nats[name], before, windows).to_dict(),
+                "perplexity": math.exp(sum(found[name].nats) / tokens),
+                "decode_tokens_per_second": found[name].tokens_per_second,
+                "perplexity_increase": cost.increase(found[name], before, windows).to_dict(),
             }  # fmt: skip
-        gain = ratio(nats["int4 gptq"], nats["int4 rtn"], windows)
+        gain = cost.increase(found["int4 gptq"], found["int4 rtn"], windows)
         figures["int4_gptq_over_rtn"] = gain.to_dict()
         int4 = figures["forms"]["int4 gptq"]
         increase = int4["perplexity_increase"]["high"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ladderlm.cli import show
 from ladderlm.cli.args import parse
+from ladderlm.cli.models import size
 from ladderlm.convert.compare.verdict import Verdict
 from ladderlm.convert.verify import VerifyConfig
 from ladderlm.convert.verify import run as run_verify
@@ -39,6 +40,15 @@ def export(argv: list[str]) -> int:
         result = run(config)
     if config.json:
         show.emit_json(result.to_dict())
-    else:
-        print(result.path)
+        return 0
+    if found := result.cost:
+        rows = [
+            ("bytes", size(found.bytes_before), size(found.bytes_after)),
+            ("perplexity", f"{found.perplexity_before:.3f}", f"{found.perplexity_after:.3f}"),
+            ("greedy tokens/s", f"{found.tokens_per_second_before:.0f}", f"{found.tokens_per_second_after:.0f}"),
+        ]
+        show.table(rows, ("what", "before", "after"))
+        low, high = 100 * found.increase.low, 100 * found.increase.high
+        print(f"perplexity {100 * found.increase.mean:+.2f} % [{low:+.2f}, {high:+.2f}] on {found.tokens:,} tokens")
+    print(result.path)
     return 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from ladderlm import events, store
 from ladderlm.config import option
 from ladderlm.convert.compare.verdict import Verdict
+from ladderlm.convert.cost import Cost, cost, load_texts
 from ladderlm.convert.verify import verify
 from ladderlm.errors import FormatError, StorageError, UsageError, nearest
 from ladderlm.models.folder import LazyTensors, ModelFiles, save_model
@@ -38,6 +39,9 @@ class ExportConfig(Value):
     dest: str = option(help="the folder or .gguf file to write")
     to: str = option("folder", "the form of the result", choices=tuple(FORMS))
     precision: str = option("", "; ".join(f"{form}: {', '.join(known)}" for form, known in FORMS.items()))
+    group: int = option(32, "int4, int8: weights that share a scale: 32, 64 or 128")
+    calibrate: str = option("", "int4, int8 by gptq: text to calibrate on; else the model writes some itself")
+    measure: str = option("", "int4, int8: text to measure perplexity on; else Python's documentation strings")
     force: bool = option(False, "replace what is at the destination")
     json: bool = option(False, "print the result as JSON")
 
@@ -47,17 +51,20 @@ class ExportConfig(Value):
         if self.precision and self.precision not in FORMS[self.to]:
             cure = "one of " + ", ".join(FORMS[self.to])
             raise UsageError(f"{self.to} is not written as {self.precision!r}", where="precision", cure=cure)
+        if self.to not in ("int4", "int8") and (self.calibrate or self.measure or self.group != 32):
+            raise UsageError("group, calibrate and measure are for int4 and int8", where=f"to={self.to}")
 
 
 @dataclass(frozen=True, slots=True)
 class Exported(Value):
-    """What was written: `path`, its size in bytes, and the verdict that it is the same model."""
+    """What was written: `path`, its size in bytes, the verdict that it is the same model, what int4 or int8 cost."""
 
     path: str
     to: str
     precision: str
     bytes: int
     verdict: Verdict
+    cost: Cost | None = None
 
 
 def run(config: ExportConfig) -> Exported:
@@ -75,12 +82,15 @@ def run(config: ExportConfig) -> Exported:
         _write(files, config, precision, place)
         verdict = verify(config.model, str(place))
         if not verdict.same:
-            found = verdict.words.removeprefix("NOT the same model ")
-            raise FormatError(f"the result is not the same model {found}", where=str(dest), cure="it was deleted")
+            why = verdict.words.removeprefix("NOT the same model ")
+            raise FormatError(f"the result is not the same model {why}", where=str(dest), cure="it was deleted")
+        found: Cost | None = None
+        if config.to in ("int4", "int8"):
+            found = cost(files, open_model(str(place)), load_texts(config.measure))
         size = sum(f.stat().st_size for f in place.rglob("*")) if place.is_dir() else place.stat().st_size
     events.emit("export", f"{size / 1e6:,.1f} MB, verified: {dest}")
     verdict = Verdict(verdict.a, str(dest), verdict.same, verdict.checks)
-    return Exported(str(dest), config.to, precision, size, verdict)
+    return Exported(str(dest), config.to, precision, size, verdict, found)
 
 
 def _write(files: ModelFiles, config: ExportConfig, precision: str, place: Path) -> None:
@@ -99,7 +109,9 @@ def _write(files: ModelFiles, config: ExportConfig, precision: str, place: Path)
             from ladderlm.convert import quantise
 
             bits = 8 if config.to == "int8" else 4
-            quantise.run(quantise.QuantiseConfig(config.model, str(place), bits=bits, method=precision))
+            quantise.run(quantise.QuantiseConfig(
+                config.model, str(place), bits=bits, method=precision, group=config.group, calibrate=config.calibrate
+            ))  # fmt: skip
 
 
 def _folder(files: ModelFiles, place: Path, precision: str) -> None:

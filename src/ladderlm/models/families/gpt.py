@@ -43,7 +43,8 @@ def _opt(c: Config) -> Architecture:
         head_dim=dim // max(heads, 1), hidden=c.whole("ffn_dim"),
         context_length=c.whole("max_position_embeddings", 2048), norm_eps=1e-5,
         tied=bool(c.get("tie_word_embeddings", True)), family="opt", positions="learned", position_offset=_OPT_OFFSET,
-        activation=c.activation("activation_function", "relu"), **_LAYER_NORM, qkv_bias=bias, out_bias=bias, mlp_bias=bias,
+        activation=c.activation("activation_function", "relu"), **_LAYER_NORM, qkv_bias=bias,
+        out_bias=bias, mlp_bias=bias,
     )  # fmt: skip
 
 
