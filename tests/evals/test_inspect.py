@@ -285,3 +285,21 @@ def test_one_head_is_drawn_large(model: Path) -> None:
     page = make_report(found).to_html()
     assert "layer 1, head 3" in page
     assert "every head" not in page
+
+
+def test_an_encoder_shows_its_attention_both_ways(tmp_path: Path) -> None:
+    path = folder(
+        tmp_path / "bert", family="bert", kind="encoder", head="none", norm="layer", norm_bias=True, placement="post",
+        positions="learned", kv_heads=4, qkv_bias=True, out_bias=True, mlp_bias=True, gated=False, activation="gelu",
+        token_types=2, embed_norm=True, first_norm=True,
+    )  # fmt: skip
+    found = run(InspectConfig(str(path), "abc abc", layer=1))
+    assert found.attention is not None
+    shares = np.array(found.attention.shares)
+    assert shares.shape == (1, 4, len(found.tokens), len(found.tokens))
+    assert np.allclose(shares.sum(-1), 1, atol=1e-3)
+    assert shares[0, 0, 0, 1:].min() > 0, "the first token sees the later ones"
+    with pytest.raises(UsageError, match="attention only"):
+        run(InspectConfig(str(path), "abc", lens=True))
+    with pytest.raises(UsageError, match="no head:9"):
+        run(InspectConfig(str(path), "abc", layer=9))

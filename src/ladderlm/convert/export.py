@@ -21,6 +21,7 @@ from ladderlm.models.folder import LazyTensors, ModelFiles, save_model
 from ladderlm.models.reference import open_model
 from ladderlm.types import FloatArray, Value
 
+EMBEDDINGS = ("int8", "float16")
 # The forms, with the precisions each is written in; the first is the default.
 FORMS: dict[str, tuple[str, ...]] = {
     "folder": ("float16", "float32", "bfloat16"),
@@ -40,6 +41,7 @@ class ExportConfig(Value):
     to: str = option("folder", "the form of the result", choices=tuple(FORMS))
     precision: str = option("", "; ".join(f"{form}: {', '.join(known)}" for form, known in FORMS.items()))
     group: int = option(32, "int4, int8: weights that share a scale: 32, 64 or 128")
+    embeddings: str = option("int8", "int4, int8: int8, or float16 so that transformers reads them", choices=EMBEDDINGS)
     calibrate: str = option("", "int4, int8 by gptq: text to calibrate on; else the model writes some itself")
     measure: str = option("", "int4, int8: text to measure perplexity on; else Python's documentation strings")
     force: bool = option(False, "replace what is at the destination")
@@ -51,8 +53,10 @@ class ExportConfig(Value):
         if self.precision and self.precision not in FORMS[self.to]:
             cure = "one of " + ", ".join(FORMS[self.to])
             raise UsageError(f"{self.to} is not written as {self.precision!r}", where="precision", cure=cure)
-        if self.to not in ("int4", "int8") and (self.calibrate or self.measure or self.group != 32):
-            raise UsageError("group, calibrate and measure are for int4 and int8", where=f"to={self.to}")
+        if self.to not in ("int4", "int8") and (
+            self.calibrate or self.measure or self.group != 32 or self.embeddings != "int8"
+        ):
+            raise UsageError("group, embeddings, calibrate and measure are for int4 and int8", where=f"to={self.to}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,8 @@ def _write(files: ModelFiles, config: ExportConfig, precision: str, place: Path)
 
             bits = 8 if config.to == "int8" else 4
             quantise.run(quantise.QuantiseConfig(
-                config.model, str(place), bits=bits, method=precision, group=config.group, calibrate=config.calibrate
+                config.model, str(place), bits=bits, method=precision, group=config.group,
+                embeddings=config.embeddings, calibrate=config.calibrate
             ))  # fmt: skip
 
 

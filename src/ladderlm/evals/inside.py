@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ladderlm import events
 from ladderlm.errors import UsageError
-from ladderlm.nn import Decoder
+from ladderlm.models.arch import Architecture
+from ladderlm.nn import Decoder, Encoder
 from ladderlm.types import FloatArray, Value
 
 _BATCH_TOKENS = 2048  # of the copies that are run together
@@ -86,6 +87,12 @@ def watch(layers: Sequence[nn.Module], run: Callable[[], Tensor]) -> tuple[tuple
     return tuple(stream), torch.stack(shares).numpy(), found
 
 
+def shares(encoder: Encoder, ids: Sequence[int]) -> FloatArray:
+    """shares_LHTT of an encoder's attention."""
+    ids_T = torch.tensor(ids)
+    return watch(list(encoder.model.layers), lambda: encoder(ids_T, [len(ids)]))[1]
+
+
 def trace(decoder: Decoder, ids: Sequence[int]) -> Trace:
     """Runs a text once and keeps what happens inside."""
     ids_T = torch.tensor(ids)
@@ -127,9 +134,8 @@ def lens(decoder: Decoder, trace: Trace) -> LensArrays:
 # --- Ablation -----------------------------------------------------------------------------------------------------
 
 
-def check(decoder: Decoder, parts: Sequence[Part]) -> None:
+def check(arch: Architecture, parts: Sequence[Part]) -> None:
     """UsageError for a part that the model does not have."""
-    arch = decoder.arch
     for part in parts:
         if part.layer >= arch.layers or (part.head or 0) >= arch.heads:
             raise UsageError(f"no {part}", where=f"{arch.layers} layers of {arch.heads} heads, counted from 0")

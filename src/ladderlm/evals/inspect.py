@@ -22,9 +22,10 @@ from ladderlm.evals.report import Report
 from ladderlm.types import Conversation, Message, Value
 
 if TYPE_CHECKING:
-    from ladderlm.evals.inside import Effect, Trace
+    from ladderlm.evals.inside import Effect, Part, Trace
     from ladderlm.models.folder import ModelFiles
     from ladderlm.nn import Decoder
+    from ladderlm.types import FloatArray
 
 _LONGEST = 256  # tokens of a prompt: beyond, nobody can read the pictures
 
@@ -149,10 +150,13 @@ def _look(config: InspectConfig, files: ModelFiles) -> dict[str, Any]:
     except ImportError:
         raise MissingExtra("torch", "train") from None
 
+    place = inside.Part(max(config.layer, 0), max(config.head, 0))
+    if files.arch.kind != "decoder":
+        return _look_both_ways(config, files, place)
     ids = prompt_ids(files, config.prompt or "", config.chat)
     parts = [inside.Part.parse(text) for text in config.ablate]
     decoder = load_decoder(files)
-    inside.check(decoder, [*parts, inside.Part(max(config.layer, 0), max(config.head, 0))])
+    inside.check(files.arch, [*parts, place])
     text = files.tokenizer.token_text
     seen = inside.trace(decoder, ids)
     shares_V = seen.logits_TV[-1].softmax(-1)
@@ -164,7 +168,7 @@ def _look(config: InspectConfig, files: ModelFiles) -> dict[str, Any]:
     chosen = config.attention or config.layer >= 0 or config.head >= 0
     nothing = not (chosen or config.lens or parts or config.sweep or config.neighbours or config.loss)
     if chosen or nothing:
-        views["attention"] = _attention(seen, config.layer, config.head)
+        views["attention"] = _attention(seen.shares_LHTT, ids, config.layer, config.head)
     if config.lens or nothing:
         views["lens"] = _lens(decoder, seen, files)
     if parts:
@@ -179,6 +183,19 @@ def _look(config: InspectConfig, files: ModelFiles) -> dict[str, Any]:
             for i, row in zip(once, near, strict=True)
         )
     return views
+
+
+def _look_both_ways(config: InspectConfig, files: ModelFiles, place: Part) -> dict[str, Any]:
+    """An encoder's attention: it predicts no next token, so there is nothing else to see."""
+    from ladderlm.evals import inside
+    from ladderlm.nn import load_encoder
+
+    if config.lens or config.ablate or config.sweep or config.neighbours or config.chat:
+        raise UsageError("an encoder shows its attention only", where=files.name, cure="leave out the other views")
+    inside.check(files.arch, [place])
+    ids, _ = files.tokenizer.encode_pair(config.prompt or "", max_length=min(_LONGEST, files.arch.context_length))
+    attention = _attention(inside.shares(load_encoder(files), ids), ids, config.layer, config.head)
+    return {"tokens": tuple(map(files.tokenizer.token_text, ids)), "attention": attention}
 
 
 def prompt_ids(files: ModelFiles, prompt: str, chat: bool) -> list[int]:
@@ -201,13 +218,12 @@ def prompt_ids(files: ModelFiles, prompt: str, chat: bool) -> list[int]:
     return ids
 
 
-def _attention(seen: Trace, layer: int, head: int) -> Attention:
-    shares = seen.shares_LHTT
+def _attention(shares: FloatArray, ids: Sequence[int], layer: int, head: int) -> Attention:
     layers = (layer,) if layer >= 0 else tuple(range(shares.shape[0]))
     heads = (head,) if head >= 0 else tuple(range(shares.shape[1]))
     kept = np.round(shares[np.ix_(layers, heads)].astype(np.float64), 5)
     nested = tuple(tuple(tuple(tuple(row) for row in map_.tolist()) for map_ in some) for some in kept)
-    described = tuple(figures.describe(shares[i, j], seen.ids, i, j) for i in layers for j in heads)
+    described = tuple(figures.describe(shares[i, j], ids, i, j) for i in layers for j in heads)
     return Attention(layers, heads, described, nested)
 
 

@@ -168,25 +168,19 @@ def _use(lineage: Mapping[str, Any], arch: Architecture, name: str) -> list[str]
     if arch.kind != "decoder":
         code = ["from transformers import pipeline", f'print(pipeline("{pipeline(arch)}", "./{name}")("..."))']
         return ["```python", *code, "```"]
+    lines = ["```", f"ladderlm chat --model ./{name}", "```", ""]
+    quantised = lineage.get("quantised")
+    if isinstance(quantised, Mapping) and quantised.get("embeddings") == "int8":
+        return [*lines, "Its embeddings are packed integers, which few other readers know: `transformers` does not."]
+    others = "`transformers`, by compressed-tensors" if quantised else "`transformers`, vLLM and llama.cpp's converter"
     return [
-        "```", f"ladderlm chat --model ./{name}", "```", "",
-        f"The folder also loads in {_readers(lineage)}.", "",
+        *lines, f"The folder also loads in {others}.", "",
         "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
         f'tokenizer = AutoTokenizer.from_pretrained("./{name}")',
         f'model = AutoModelForCausalLM.from_pretrained("./{name}")',
         'ids = tokenizer("Once upon a time", return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**ids, max_new_tokens=40)[0]))", "```",
     ]  # fmt: skip
-
-
-def _readers(lineage: Mapping[str, Any]) -> str:
-    """Who else reads the folder. Integers in embeddings are newer than in layers: few readers know them."""
-    quantised = lineage.get("quantised")
-    if not isinstance(quantised, Mapping):
-        return "`transformers`, vLLM and llama.cpp's converter"
-    if quantised.get("embeddings") == "int8":
-        return "servers that know packed embeddings of compressed-tensors (else keep embeddings in float16)"
-    return "`transformers` and vLLM, by compressed-tensors"
 
 
 def _plain(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Matrices of 4- or 8-bit integers in a model folder, in the layout of compressed-tensors ("pack-quantized").
 
-It is what vLLM, SGLang and transformers read. A matrix `X.weight` of (rows, cols) is three tensors:
+transformers reads it through that library where embeddings are left in float16. A matrix `X.weight` of (rows, cols) is
+three tensors:
 `X.weight_packed` int32 (rows, cols * bits / 32), the codes plus 2^(bits-1), lowest bits first;
 `X.weight_scale` float (rows, groups), one scale for cols / groups neighbouring weights of a row;
 `X.weight_shape` int64 (2), rows and cols. Asymmetric ones have `X.weight_zero_point` int32 (rows * bits / 32, groups),
