@@ -2,8 +2,9 @@
 
 1. Exported at F16 and continued by llama.cpp (xllamacpp), greedily, after 200 prompts: how often our engine, on the
    source and given the same tokens before, finds the same token likeliest.
-2. Perplexity of 200 KB of held-out text on that file: ours against llama.cpp's perplexity tool (when it is on PATH or
-   in LLAMA_CPP_BIN), the same windows, the second half of each scored.
+2. Perplexity of 200 KB of held-out text on that file and on the default model's own Q4_1 file: ours against
+   llama.cpp's perplexity tool (when it is on PATH or in LLAMA_CPP_BIN), the same windows, the second half of each
+   scored.
 3. Exports at F16, Q8_0, Q4_0 and Q4_K: their sizes, and our perplexity on a part of that text.
 """
 
@@ -115,10 +116,12 @@ def measure(minute: bool) -> dict[str, Any]:
         scored = files.tokenizer.encode(held_out)
         part = scored[: (1 if minute else 5) * WINDOW]
         figures["perplexity_by_kind"] = {kind: perplexity(path, part) for kind, path in paths.items()}
-        mine, peer = perplexity(paths["F16"], scored), llama_perplexity(paths["F16"], held_out, work)
-        figures["f16_perplexity"] = {"bytes": len(held_out.encode()), "windows": len(scored) // WINDOW, "ours": mine}
-        if peer is not None:
-            figures["f16_perplexity"] |= {"llama_cpp": peer[0], "ratio": mine / peer[0]}
-            bars["the same windows"] = peer[1] == len(scored) // WINDOW
-            bars["perplexity within 0.5 % of llama.cpp's"] = abs(mine / peer[0] - 1) < 0.005
+        for name, path in (("f16", paths["F16"]), ("q4_1", files.path)):
+            mine, peer = perplexity(path, scored), llama_perplexity(path, held_out, work)
+            found: dict[str, Any] = {"bytes": len(held_out.encode()), "windows": len(scored) // WINDOW, "ours": mine}
+            if peer is not None:
+                found |= {"llama_cpp": peer[0], "ratio": mine / peer[0]}
+                bars[f"{name}: the same windows"] = peer[1] == len(scored) // WINDOW
+                bars[f"{name}: perplexity within 0.5 % of llama.cpp's"] = abs(mine / peer[0] - 1) < 0.005
+            figures[f"{name}_perplexity"] = found
     return {**figures, "bars": bars}

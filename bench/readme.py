@@ -41,6 +41,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         rows.append(
             ("largest logit difference to transformers", f"{p['transformers_max_logit_difference']:.1e}", "parity")
         )
+    rows += forms(found)
     if s := found.get("speed"):
         line = f"{s['decode_tokens_per_second']:.0f} tok/s decode, {s['prefill_tokens_per_second']:.0f} prefill"
         rows.append((f"default model, {s['threads']} threads", line, "speed"))
@@ -56,6 +57,29 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         f"On {machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB, {' to '.join(dates)} "
         f"(details and versions in bench/results):\n\n| what | measured | by |\n|---|---|---|\n{body}\n"
     )
+
+
+def forms(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Lines about the forms that a model is exported to."""
+    rows = []
+    if g := found.get("gguf"):
+        a, p = g["f16_top_1_agreement"], g["f16_perplexity"]
+        line = f"{100 * a['share']:.2f} % [{100 * a['interval'][0]:.2f}, {100 * a['interval'][1]:.2f}] of {a['tokens']:,} tokens"
+        rows.append(("llama.cpp on our F16 export says the same token", line, "gguf"))
+        rows.append(("its perplexity there, ours over theirs", f"{p['ratio']:.5f}", "gguf"))
+    if q := found.get("quantise"):
+        int4, gain = q["forms"]["int4 gptq"], q["int4_gptq_over_rtn"]
+        up = int4["perplexity_increase"]
+        line = f"{100 * up['mean']:+.2f} % [{100 * up['low']:+.2f}, {100 * up['high']:+.2f}] perplexity"
+        share = f"{100 * int4['share_of_16_bits']:.1f} % of the bytes of 16 bits"
+        rows.append(("our own 26.7 M model in int4 (GPTQ)", f"{line}, {share}", "quantise"))
+        line = f"{100 * gain['mean']:+.2f} % [{100 * gain['low']:+.2f}, {100 * gain['high']:+.2f}]"
+        rows.append(("calibrated against rounding to nearest", line, "quantise"))
+    if b := found.get("bundle"):
+        half = b["float16"]
+        line = f"{half['greedy_64_as_engine']} of {b['prompts']}; {half['tokens_per_second']:.0f} tok/s"
+        rows.append(("the two-file bundle, numpy alone: 64 greedy tokens as the engine's", line, "bundle"))
+    return rows
 
 
 def main() -> int:
