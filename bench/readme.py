@@ -64,7 +64,8 @@ def forms(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
     rows = []
     if g := found.get("gguf"):
         a, p = g["f16_top_1_agreement"], g["f16_perplexity"]
-        line = f"{100 * a['share']:.2f} % [{100 * a['interval'][0]:.2f}, {100 * a['interval'][1]:.2f}] of {a['tokens']:,} tokens"
+        low, high = a["interval"]
+        line = f"{100 * a['share']:.2f} % [{100 * low:.2f}, {100 * high:.2f}] of {a['tokens']:,} tokens"
         rows.append(("llama.cpp on our F16 export says the same token", line, "gguf"))
         rows.append(("its perplexity there, ours over theirs", f"{p['ratio']:.5f}", "gguf"))
     if q := found.get("quantise"):
