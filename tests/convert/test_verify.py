@@ -267,6 +267,8 @@ def test_another_model_fails(source: Path) -> None:
     assert "holds other numbers altogether" in failure(verify(str(source), str(other)), "weights").words
     deeper = forms.write(source.with_name("deeper"), dataclasses.replace(forms.SHAPE, layers=4))
     assert "layers is 3 in A, 4 in B" in failure(verify(str(source), str(deeper)), "architecture").words
+    shared = forms.write(source.with_name("shared"), dataclasses.replace(forms.SHAPE, kv_heads=1))
+    assert "kv_heads is" in failure(verify(str(source), str(shared)), "architecture").words
 
 
 def test_coarser_than_the_format_needs_fails(source: Path) -> None:

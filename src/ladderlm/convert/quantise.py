@@ -80,6 +80,7 @@ def run(config: QuantiseConfig) -> Result:
     if out.exists() and not config.replace:
         raise StorageError("already exists", where=str(out), cure="choose another place, or --replace")
     files = open_model(config.model)
+    packable(files, config.group)
     windows = calibration(files, config) if config.method == "gptq" else []
     tensors = quantise(files, config, windows)
     save_model(
@@ -110,13 +111,8 @@ def _note(files: ModelFiles, config: QuantiseConfig, windows: Sequence[Sequence[
     return note
 
 
-def quantise(
-    files: ModelFiles, config: QuantiseConfig, windows: Sequence[Sequence[int]]
-) -> dict[str, np.ndarray | PackedMatrix]:
-    """The tensors of the quantised model: the projections of the layers packed, vectors and the like as they are.
-
-    `windows` are needed by gptq only. Raises UsageError where a row does not divide into groups.
-    """
+def packable(files: ModelFiles, group: int) -> set[str]:
+    """The matrices of the layers, which are packed. UsageError where there are none, or groups do not divide a row."""
     shapes = files.arch.tensor_shapes()
     layers = {
         name
@@ -128,9 +124,20 @@ def quantise(
         raise UsageError(f"the family {files.arch.family} has no matrices that servers read packed",
                          cure="quantise it to GGUF")  # fmt: skip
     for name in sorted(layers):
-        if shapes[name][1] % config.group:
+        if shapes[name][1] % group:
             cure = next((f"choose --group {g}" for g in GROUPS if not shapes[name][1] % g), "keep it in 16 bits")
-            raise UsageError(f"{name} has rows of {shapes[name][1]}, no multiple of {config.group}", cure=cure)
+            raise UsageError(f"{name} has rows of {shapes[name][1]}, no multiple of {group}", cure=cure)
+    return layers
+
+
+def quantise(
+    files: ModelFiles, config: QuantiseConfig, windows: Sequence[Sequence[int]]
+) -> dict[str, np.ndarray | PackedMatrix]:
+    """The tensors of the quantised model: the projections of the layers packed, vectors and the like as they are.
+
+    `windows` are needed by gptq only. Raises UsageError where a row does not divide into groups.
+    """
+    shapes, layers = files.arch.tensor_shapes(), packable(files, config.group)
     packed = _calibrated(files, config, windows) if config.method == "gptq" else {}
     out: dict[str, np.ndarray | PackedMatrix] = {}
     for name, shape in events.track(shapes.items(), "quantise", unit="tensors"):
@@ -185,7 +192,7 @@ def _written(files: ModelFiles, head: list[int], length: int, count: int, config
     """Text drawn from the model's own distribution: calibration without data, in whatever languages it speaks."""
     from ladderlm import engine
 
-    head = head or files.tokenizer.encode("\n")[:1]
+    head = head or files.tokenizer.encode("\n")[:1] or [0]
     windows = [list(head) for _ in range(count)]
     with engine.load(files, threads=config.threads or None) as model:
         for first in range(0, count, TOGETHER):
