@@ -38,7 +38,7 @@ def continued(path: Path, prompts: Sequence[list[int]]) -> list[list[int]]:
     try:
         import xllamacpp
     except ImportError:
-        raise MissingExtra("xllamacpp", "bench") from None
+        raise MissingExtra("xllamacpp", "test") from None
 
     params = xllamacpp.CommonParams()
     params.model.path = str(path)

@@ -75,7 +75,7 @@ def theirs(path: Path, files: ModelFiles, prompts: Sequence[str]) -> list[str]:
     try:
         import xllamacpp
     except ImportError:
-        raise MissingExtra("xllamacpp", "bench") from None
+        raise MissingExtra("xllamacpp", "test") from None
 
     params = xllamacpp.CommonParams()
     params.model.path = str(path)

@@ -17,7 +17,7 @@ class LlamaCpp:
     """A file loaded by llama.cpp, in float32 where it lets one choose."""
 
     def __init__(self, path: Path, context: int = 64) -> None:
-        xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is in the bench extra")
+        xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is in the test extra")
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.n_ctx = context

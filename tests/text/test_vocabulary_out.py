@@ -33,7 +33,7 @@ Cut = Callable[[str], list[int]]
 @pytest.fixture
 def llama_cpp(tmp_path: Path) -> Iterator[Callable[[Tokenizer], Cut]]:
     """From a tokenizer to what llama.cpp makes of it."""
-    xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is in the bench extra")
+    xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is in the test extra")
     kept = []
 
     def load(tokenizer: Tokenizer) -> Cut:
