@@ -2,9 +2,8 @@
 
 A decoder of 26.7 M parameters is pretrained on the standard library's sources with our recipe (20 minutes on two
 quiet cores), or taken ready from the folder that LADDER_QUANTISE_MODEL names, which must hold its recipe. Calibration
-text is from its training part; perplexity is measured by our engine on its held-out part and on docstrings of numpy,
-of which it saw none (the held-out part alone is too short to tell the forms apart), window by window, so that intervals
-are paired: each window under both models, resampled.
+text is from its training part; perplexity is measured by our engine on its held-out part, window by window, so that
+intervals are paired: each window under both models, resampled.
 """
 
 from __future__ import annotations
@@ -16,12 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ladderlm.convert import cost
 from ladderlm.convert.cost import text_windows
 from ladderlm.convert.quantise import QuantiseConfig, run
-from ladderlm.data.collect import python_corpus
 from ladderlm.data.records import write_records
 from ladderlm.models import ModelFiles, open_model
 from ladderlm.train import pretrain
@@ -36,7 +32,6 @@ FORMS = {
     "int4 gptq, groups of 128": {"group": 128},
     "int8 gptq": {"bits": 8},
 }
-UNSEEN = 700_000  # characters of numpy's docstrings
 
 
 def trained(minute: bool, work: Path) -> ModelFiles:
@@ -51,24 +46,13 @@ def trained(minute: bool, work: Path) -> ModelFiles:
     return open_model(pretrain.run(config).model)
 
 
-def unseen() -> list[str]:
-    """The docstrings of modules of numpy, drawn by a fixed seed."""
-    texts = [r["text"] for r in python_corpus("docs", root=Path(np.__file__).parent)]
-    kept, size = [], 0
-    for i in np.random.default_rng(0).permutation(len(texts)):
-        if size < UNSEEN:
-            kept.append(texts[i])
-            size += len(texts[i])
-    return kept
-
-
 def measure(minute: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         files = trained(minute, work)
         train, held = pretrain.load_text(PretrainConfig.from_dict(files.lineage["recipe"]))
         write_records(work / "calibration.jsonl", train)
-        windows = text_windows(files, [*(r["text"] for r in held), *unseen()])[: 20 if minute else None]
+        windows = text_windows(files, [r["text"] for r in held])[: 20 if minute else None]
         tokens = sum(len(w) - 1 for w in windows)
         before = cost.measure(files, windows)
         figures: dict[str, Any] = {
