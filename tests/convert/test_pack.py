@@ -183,6 +183,7 @@ def test_the_head_of_a_card_is_yaml_that_nothing_breaks_out_of() -> None:
 def server(monkeypatch: pytest.MonkeyPatch) -> object:
     pytest.importorskip("huggingface_hub")
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # the tests are offline but for loopback
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     with hub_server.serving() as found:
         monkeypatch.setenv("HF_ENDPOINT", found.address)

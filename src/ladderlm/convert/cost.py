@@ -6,16 +6,19 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ladderlm import engine, events
 from ladderlm.data.collect import collect
-from ladderlm.engine.engine import Engine
 from ladderlm.evals.intervals import Interval, bootstrap_ratio
 from ladderlm.evals.perplexity import token_logprobs
 from ladderlm.models.folder import ModelFiles
 from ladderlm.types import Sampling, Value
+
+if TYPE_CHECKING:
+    from ladderlm.engine.engine import Engine
 
 WINDOW = 512  # most tokens of a window
 PROMPT, DECODED, ROUNDS = 16, 64, 3
