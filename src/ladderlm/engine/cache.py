@@ -19,9 +19,13 @@ Ints = npt.NDArray[np.int64]
 
 
 class KVCache:
-    """One sequence: the ids whose keys and values are stored, the blocks that hold them and their addresses."""
+    """One sequence: the ids whose keys and values are stored, the blocks that hold them and their addresses.
+
+    `version` says which of an engine's weights they were computed with.
+    """
 
     def __init__(self, block_floats: int, context_length: int) -> None:
+        self.version = 0
         self.ids: list[int] = []
         self.blocks: list[FloatArray] = []
         self.addresses: Ints = np.zeros(-(-context_length // BLOCK), np.int64)
@@ -42,7 +46,7 @@ class KVCache:
     def fork(self, length: int) -> KVCache:
         """A sequence that starts with the first `length` positions of this one."""
         other = KVCache(self._block_floats, len(self.addresses) * BLOCK)
-        other.ids = self.ids[:length]
+        other.ids, other.version = self.ids[:length], self.version
         for block in self.blocks[: length // BLOCK]:
             other._append(block)
         if length % BLOCK:
@@ -84,7 +88,7 @@ class Prefixes:
                 self._kept.move_to_end(key)
                 return
         snapshot = KVCache(0, len(cache.addresses) * BLOCK)
-        snapshot._block_floats, snapshot.ids = cache._block_floats, list(cache.ids)
+        snapshot._block_floats, snapshot.ids, snapshot.version = cache._block_floats, list(cache.ids), cache.version
         for block in cache.blocks[: -(-len(ids) // BLOCK)]:
             snapshot._append(block)
         self._kept[self._next] = (ids, snapshot)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from ladderlm.engine.cache import Prefixes
+from ladderlm.engine.cache import KVCache, Prefixes
 from ladderlm.engine.grammar import Grammars
 from ladderlm.engine.network import MAX_ROWS, Network, Piece
 from ladderlm.engine.plain import PlainNetwork
@@ -61,6 +61,8 @@ class Engine:
         self._position_bytes = self._network.block_floats * 4 // 32
         self._budget = _memory() // 4  # bytes of keys and values in use; as much again may be kept for reuse
         self._prefixes = Prefixes(self._budget // 2)
+        self._version = 0  # of the weights
+        self._stepping = threading.Lock()
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._waiting: deque[Request] = deque()
@@ -136,6 +138,22 @@ class Engine:
             raise UsageError(f"at most {CHOICES} answers at a time", where=f"best_of={count}")
         samplers = [self._sampler(sampling, ids, index) for index in range(count)]
         return self._stream(Generation(ids, sampling, samplers, limit, cancel=cancel, deadline=deadline))
+
+    def update(self, weights: Weights) -> None:
+        """Other weights of the same shapes and precisions, in place, from the next step on.
+
+        Requests under way go on from what they have read with the old ones; nothing read before is reused later.
+        Raises UsageError, and changes nothing, where the new weights do not fit.
+        """
+        held = set(weights.names())
+        for name, shape in self.arch.tensor_shapes().items():
+            if name not in held or weights.shape(name) != shape:
+                raise UsageError("new weights must have the shapes of the old", where=name)
+        with self._stepping:
+            self._network.update(weights)
+            with self._lock:
+                self._version += 1
+                self._prefixes.clear()
 
     def close(self) -> None:
         """Ends all requests and frees the threads. Calling it again does nothing."""
@@ -233,7 +251,8 @@ class Engine:
                     self._wake.wait(0.1 if self._active or self._waiting else None)
                     continue
             try:
-                self._step(batch)
+                with self._stepping:
+                    self._step(batch)
             except Exception as error:
                 with self._lock:
                     self._give_up(error)
@@ -267,7 +286,12 @@ class Engine:
     def _remember(self, request: Request) -> None:
         for cache in (request.cache, *(c.cache for c in request.choices)):
             if cache is not None:
-                self._prefixes.keep(cache)
+                self._keep(cache)
+
+    def _keep(self, cache: KVCache) -> None:
+        """Remembers what was read, for requests that begin alike; not what other weights made of it."""
+        if cache.version == self._version:
+            self._prefixes.keep(cache)
 
     def _admit(self) -> None:
         """Starts waiting requests, in order, while there is room for their keys and values."""
@@ -297,7 +321,9 @@ class Engine:
             if request.reading and room > 0:
                 if request.cache is None:
                     most = min(request.want, len(request.ids) - 1)
-                    request.cache = self._prefixes.take(request.ids, most, self._network.cache())
+                    fresh = self._network.cache()
+                    fresh.version = self._version
+                    request.cache = self._prefixes.take(request.ids, most, fresh)
                     request.cached = len(request.cache)
                 start = len(request.cache)
                 ids = request.ids[start : start + min(CHUNK, room)]
@@ -329,7 +355,7 @@ class Engine:
             return
         request.read(len(piece.cache) - len(rows), rows)
         if not request.reading:
-            self._prefixes.keep(piece.cache)
+            self._keep(piece.cache)
             request.began(rows[-1])
 
 

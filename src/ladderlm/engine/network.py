@@ -15,7 +15,7 @@ from ladderlm import events
 from ladderlm.engine import forward as step
 from ladderlm.engine.cache import KVCache
 from ladderlm.engine.kernels import CHUNK
-from ladderlm.engine.pack import BLOCKS, FIRST, HEAD, pack, padded
+from ladderlm.engine.pack import BLOCKS, FIRST, HEAD, pack, padded, refill
 from ladderlm.engine.reference import alibi_slopes
 from ladderlm.engine.simd import BLOCK, COMPILED
 from ladderlm.engine.team import Team
@@ -96,6 +96,12 @@ class Network:
         if cap := np.float32(self.arch.logit_cap):
             np.multiply(np.tanh(logits / cap), cap, out=logits)
         return logits
+
+    def update(self, weights: Weights) -> None:
+        """Other weights, in the place of these; see `refill`. Not during `run`."""
+        refill(self._packed, self.arch, weights, threads=self.threads)
+        self._sides = Sides(self.arch, weights, self._packed.table)
+        self._model = self._model._replace(sides=self._sides.addresses, places=self._sides.places)
 
     def close(self) -> None:
         self._team.close()

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ladderlm import events, store
+from ladderlm.errors import UsageError
 from ladderlm.models.arch import Architecture
 from ladderlm.models.quants import KINDS, codes
 from ladderlm.models.weights import Blocks, Weights, matrix_blocks
@@ -151,6 +152,20 @@ def pack(arch: Architecture, weights: Weights, *, key: str | None = None, thread
     return Packed(buffer, placed)
 
 
+def refill(packed: Packed, arch: Architecture, weights: Weights, *, threads: int = 1) -> None:
+    """Packs other weights of the same shapes and kinds into the same place.
+
+    Raises UsageError, before anything is written, for a matrix that is kept in another precision.
+    """
+    wanted, rows = names(arch), packed.table.copy()
+    rows[:, [DATA, SCALE, LOW]] -= packed.buffer.ctypes.data
+    for name, row in zip(wanted, rows, strict=True):
+        made, _ = _shape(_kind(weights, name), weights.shape(name), int(row[DATA]))
+        if not np.array_equal(made, row):
+            raise UsageError("new weights must have the precisions of the old", where=name)
+    _fill(packed.buffer, weights, wanted, rows, threads)
+
+
 def _kind(weights: Weights, name: str) -> str:
     found = weights.blocks(name)
     return found.kind if found and found.kind not in _UNPACKABLE else "F32"
@@ -176,4 +191,4 @@ def _cached(name: str, size: int, fill: Any) -> Bytes:
                 fill(target)
                 target.flush()
                 del target  # some systems do not rename a mapped file
-    return np.memmap(path, np.uint8, "r", shape=(size,))
+    return np.memmap(path, np.uint8, "c", shape=(size,))  # what `refill` writes stays in this process

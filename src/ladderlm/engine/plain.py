@@ -46,6 +46,10 @@ class PlainNetwork:
                 found.append(self._decoder.score(hidden_TD[want:]))
         return np.concatenate(found)
 
+    def update(self, weights: Weights) -> None:
+        """Other weights, in the place of these. Not during `run`."""
+        self._decoder = ReferenceDecoder(self.arch, Widened(weights))
+
     def close(self) -> None:
         """Nothing to free."""
 
