@@ -15,13 +15,14 @@ from ladderlm import events, store
 from ladderlm.config import option
 from ladderlm.convert.compare.verdict import Verdict
 from ladderlm.convert.cost import Cost, cost, load_texts
+from ladderlm.convert.quantise import EMBEDDINGS, QuantiseConfig
+from ladderlm.convert.quantise import run as quantise
 from ladderlm.convert.verify import verify
 from ladderlm.errors import FormatError, StorageError, UsageError, nearest
 from ladderlm.models.folder import LazyTensors, ModelFiles, save_model
 from ladderlm.models.reference import open_model
 from ladderlm.types import FloatArray, Value
 
-EMBEDDINGS = ("int8", "float16")
 # The forms, with the precisions each is written in; the first is the default.
 FORMS: dict[str, tuple[str, ...]] = {
     "folder": ("float16", "float32", "bfloat16"),
@@ -110,12 +111,10 @@ def _write(files: ModelFiles, config: ExportConfig, precision: str, place: Path)
 
             bundle.write(files, place, precision)
         case _:
-            from ladderlm.convert import quantise
-
             bits = 8 if config.to == "int8" else 4
-            quantise.run(quantise.QuantiseConfig(
+            quantise(QuantiseConfig(
                 config.model, str(place), bits=bits, method=precision, group=config.group,
-                embeddings=config.embeddings, calibrate=config.calibrate
+                embeddings=config.embeddings, calibrate=config.calibrate,
             ))  # fmt: skip
 
 

@@ -46,7 +46,6 @@ class QuantiseConfig(Value):
     seed: int = option(0, "which parts of the text, or what the model writes")
     threads: int = option(0, "processor threads; 0: all")
     replace: bool = option(False, "replace the result if it exists")
-    json: bool = option(False, "print the result as JSON")
 
     def __post_init__(self) -> None:
         for name, value, known in (

@@ -50,9 +50,6 @@ class Engine:
         key: str | None = None,
     ) -> None:
         self.arch = arch
-        if arch.kind != "decoder":
-            cure = "chat, completion and scoring need a decoder"
-            raise UsageError(f"a {arch.kind} ({arch.family}) does not continue text", cure=cure)
         self._network: Network | PlainNetwork = (
             Network(arch, weights, threads=threads, key=key) if arch.compiled else PlainNetwork(arch, weights)
         )

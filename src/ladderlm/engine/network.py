@@ -16,7 +16,6 @@ from ladderlm.engine import forward as step
 from ladderlm.engine.cache import KVCache
 from ladderlm.engine.kernels import CHUNK
 from ladderlm.engine.pack import BLOCKS, FIRST, HEAD, pack, padded, refill
-from ladderlm.engine.reference import alibi_slopes
 from ladderlm.engine.simd import BLOCK, COMPILED
 from ladderlm.engine.team import Team
 from ladderlm.models import rope
@@ -218,7 +217,7 @@ def _tables(arch: Architecture) -> tuple[list[int], npt.NDArray[np.int64]]:
 def _slopes(arch: Architecture) -> FloatArray:
     if arch.positions != "alibi":
         return np.zeros(arch.heads, np.float32)
-    return alibi_slopes(arch.heads) * np.float32(arch.scale)
+    return rope.alibi_slopes(arch.heads) * np.float32(arch.scale)
 
 
 def _ints(values: Sequence[object]) -> npt.NDArray[np.int64]:

@@ -125,7 +125,7 @@ class ReferenceDecoder:
         bias_TS = np.where(hidden_TS, np.float32(-np.inf), np.float32(0))
         if self.arch.positions != "alibi":
             return bias_TS
-        slopes_GR11 = alibi_slopes(self.arch.heads).reshape(self.arch.kv_heads, -1, 1, 1)
+        slopes_GR11 = rope.alibi_slopes(self.arch.heads).reshape(self.arch.kv_heads, -1, 1, 1)
         return bias_TS - slopes_GR11 * np.float32(self.arch.scale) * back_TS.astype(np.float32)
 
     def _rotate(self, layer: int, x_THK: FloatArray, positions_T: np.ndarray) -> FloatArray:
@@ -159,14 +159,6 @@ class ReferenceDecoder:
             gate = 1 / (1 + np.exp(-self._linear(name + "shared_expert_gate", x_TD)))
             out_TD += gate * self._mlp(name + "shared_expert.", x_TD)
         return out_TD
-
-
-def alibi_slopes(heads: int) -> FloatArray:
-    """How much each head is held back by distance (Press et al. 2021)."""
-    whole = 2 ** math.floor(math.log2(heads))
-    slopes = [2 ** (-8 * (i + 1) / whole) for i in range(whole)]
-    slopes += [2 ** (-4 * (2 * i + 1) / whole) for i in range(heads - whole)]
-    return np.asarray(slopes, np.float32)
 
 
 def _capped(x: FloatArray, cap: float) -> FloatArray:

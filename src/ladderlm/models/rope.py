@@ -1,4 +1,4 @@
-"""Rotary frequencies (Su et al. 2021) and the published ways to stretch them over longer contexts."""
+"""Rotary frequencies (Su et al. 2021), the published ways to stretch them over longer contexts, and ALiBi's slopes."""
 
 from __future__ import annotations
 
@@ -47,6 +47,14 @@ def table(arch: Architecture, layer: int, positions: int, length: int = 0) -> np
     angle, scale = frequencies(arch, layer, length or positions)
     angles = np.outer(np.arange(positions, dtype=np.float64), angle)
     return (scale * np.stack([np.cos(angles), np.sin(angles)], axis=1)).astype(np.float32)
+
+
+def alibi_slopes(heads: int) -> npt.NDArray[np.float32]:
+    """How much each head is held back by distance: a geometric row (Press et al. 2021)."""
+    whole = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / whole) for i in range(whole)]
+    slopes += [2 ** (-4 * (2 * i + 1) / whole) for i in range(heads - whole)]
+    return np.asarray(slopes, np.float32)
 
 
 def _number(spec: Any, name: str, otherwise: float) -> float:

@@ -32,7 +32,7 @@ class Positions:
         """What a layer's attention needs to place tokens at `positions_T` in texts of at most `length`."""
         arch = self._arch
         if arch.positions == "alibi":
-            slopes_H = alibi_slopes(arch.heads) * arch.scale  # Falcon scales it with the scores
+            slopes_H = torch.from_numpy(rope.alibi_slopes(arch.heads)) * arch.scale  # Falcon scales it with the scores
             return Turns(bias=lambda back_TS: -slopes_H[:, None, None] * back_TS)
         if arch.positions != "rotary":
             return Turns()
@@ -44,15 +44,6 @@ class Positions:
             self._tables[key] = torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)
         cos_SK, sin_SK = self._tables[key]
         return Turns(cos_SK[positions_T], sin_SK[positions_T])
-
-
-def alibi_slopes(heads: int) -> Tensor:
-    """How much each head is held back by distance: a geometric row (Press et al. 2021)."""
-    whole = 2 ** math.floor(math.log2(heads))
-    base = 2 ** (-8 / whole)
-    slopes = [base ** (i + 1) for i in range(whole)]
-    finer = 2 ** (-4 / whole)
-    return torch.tensor(slopes + [finer ** (2 * i + 1) for i in range(heads - whole)])
 
 
 def sinusoids(positions_T: Tensor, dim: int) -> Tensor:
