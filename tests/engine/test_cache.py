@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from ladderlm.engine.cache import KVCache, Prefixes
+from ladderlm.engine.cache import HostBlock, KVCache, Prefixes
 
-FLOATS = 10
+BYTES = 40
 
 
 def filled(ids: list[int]) -> KVCache:
-    cache = KVCache(FLOATS, 1000)
+    cache = KVCache(lambda: HostBlock(BYTES), 1000)
     cache.reserve(len(ids))
     cache.ids.extend(ids)
     for i, block in enumerate(cache.blocks):
-        block[:] = i
+        block.data[:] = i
     return cache
 
 
 def take(prefixes: Prefixes, ids: list[int], most: int | None = None) -> KVCache:
-    return prefixes.take(ids, len(ids) if most is None else most, KVCache(FLOATS, 1000))
+    return prefixes.take(ids, len(ids) if most is None else most, KVCache(lambda: HostBlock(BYTES), 1000))
 
 
 def test_a_fork_shares_full_blocks_and_copies_the_last() -> None:
@@ -26,8 +26,8 @@ def test_a_fork_shares_full_blocks_and_copies_the_last() -> None:
     assert other.ids == list(range(40))
     assert other.blocks[0] is cache.blocks[0]
     assert other.blocks[1] is not cache.blocks[1]
-    assert other.addresses[1] == other.blocks[1].ctypes.data
-    assert (other.blocks[1] == cache.blocks[1]).all()
+    assert other.addresses[1] == other.blocks[1].address
+    assert (other.blocks[1].data == cache.blocks[1].data).all()
 
 
 def test_the_longest_common_prefix_is_taken() -> None:
@@ -49,12 +49,12 @@ def test_a_longer_one_replaces_its_own_prefix_and_not_the_other_way() -> None:
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    prefixes = Prefixes(2 * 4 * FLOATS)  # two blocks
+    prefixes = Prefixes(2 * BYTES)  # two blocks
     prefixes.keep(filled([1]))
     prefixes.keep(filled([2]))
     take(prefixes, [1, 5])
     prefixes.keep(filled([3]))
-    assert prefixes.bytes <= 2 * 4 * FLOATS
+    assert prefixes.bytes <= 2 * BYTES
     assert take(prefixes, [1]).ids == [1]
     assert take(prefixes, [2]).ids == []
 
@@ -64,3 +64,12 @@ def test_what_an_owner_writes_later_does_not_show() -> None:
     prefixes.keep(cache)
     cache.ids.append(3)
     assert take(prefixes, [1, 2, 3]).ids == [1, 2]
+
+
+def test_rejected_tokens_are_forgotten_and_their_place_is_used_again() -> None:
+    cache = filled(list(range(70)))
+    cache.truncate(33)
+    assert cache.ids == list(range(33))
+    blocks = len(cache.blocks)
+    cache.reserve(70)
+    assert len(cache.blocks) == blocks

@@ -7,29 +7,63 @@ Python's reference counts free them. Taking a prefix copies at most one block.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from ladderlm.engine.simd import BLOCK
-from ladderlm.types import FloatArray
-
+BLOCK = 32  # positions in a block
 Ints = npt.NDArray[np.int64]
+
+
+class Block(Protocol):
+    """Keys and values of 32 positions in every layer; freed with its last reference."""
+
+    @property
+    def address(self) -> int:
+        """Where the backend finds it: an address, or the number of a page."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def copy(self) -> Self: ...
+
+
+class HostBlock:
+    """A block in this process's memory: zeros at first."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, nbytes: int) -> None:
+        self.data = np.zeros(nbytes, np.uint8)
+
+    @property
+    def address(self) -> int:
+        return int(self.data.ctypes.data)
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    def copy(self) -> HostBlock:
+        other = HostBlock(0)
+        other.data = self.data.copy()
+        return other
 
 
 class KVCache:
     """One sequence: the ids whose keys and values are stored, the blocks that hold them and their addresses.
 
-    `version` says which of an engine's weights they were computed with.
+    `fresh` makes a block. `version` says which of an engine's weights they were computed with.
     """
 
-    def __init__(self, block_floats: int, context_length: int) -> None:
+    def __init__(self, fresh: Callable[[], Block], context_length: int) -> None:
         self.version = 0
         self.ids: list[int] = []
-        self.blocks: list[FloatArray] = []
+        self.blocks: list[Block] = []
         self.addresses: Ints = np.zeros(-(-context_length // BLOCK), np.int64)
-        self._block_floats = block_floats
+        self._fresh = fresh
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -37,15 +71,19 @@ class KVCache:
     def reserve(self, positions: int) -> None:
         """Makes room for `positions` in all."""
         while len(self.blocks) * BLOCK < positions:
-            self._append(np.zeros(self._block_floats, np.float32))
+            self._append(self._fresh())
 
-    def _append(self, block: FloatArray) -> None:
-        self.addresses[len(self.blocks)] = block.ctypes.data
+    def truncate(self, length: int) -> None:
+        """Forgets positions from `length` on: rejected tokens that only this sequence holds."""
+        del self.ids[length:]
+
+    def _append(self, block: Block) -> None:
+        self.addresses[len(self.blocks)] = block.address
         self.blocks.append(block)
 
     def fork(self, length: int) -> KVCache:
         """A sequence that starts with the first `length` positions of this one."""
-        other = KVCache(self._block_floats, len(self.addresses) * BLOCK)
+        other = KVCache(self._fresh, len(self.addresses) * BLOCK)
         other.ids, other.version = self.ids[:length], self.version
         for block in self.blocks[: length // BLOCK]:
             other._append(block)
@@ -87,8 +125,8 @@ class Prefixes:
             elif len(stored) > len(ids) and np.array_equal(stored[: len(ids)], ids):
                 self._kept.move_to_end(key)
                 return
-        snapshot = KVCache(0, len(cache.addresses) * BLOCK)
-        snapshot._block_floats, snapshot.ids, snapshot.version = cache._block_floats, list(cache.ids), cache.version
+        snapshot = KVCache(cache._fresh, len(cache.addresses) * BLOCK)
+        snapshot.ids, snapshot.version = list(cache.ids), cache.version
         for block in cache.blocks[: -(-len(ids) // BLOCK)]:
             snapshot._append(block)
         self._kept[self._next] = (ids, snapshot)

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from ladderlm.engine.cache import KVCache, Prefixes
+from ladderlm.engine.backend import Backend, Piece
+from ladderlm.engine.cache import BLOCK, KVCache, Prefixes
 from ladderlm.engine.grammar import Grammars
-from ladderlm.engine.network import MAX_ROWS, Network, Piece
+from ladderlm.engine.network import Network
 from ladderlm.engine.plain import PlainNetwork
 from ladderlm.engine.request import Choice, Generation, Request
 from ladderlm.engine.sample import Sampler, logprob
@@ -50,12 +51,12 @@ class Engine:
         key: str | None = None,
     ) -> None:
         self.arch = arch
-        self._network: Network | PlainNetwork = (
+        self._network: Backend = (
             Network(arch, weights, threads=threads, key=key) if arch.compiled else PlainNetwork(arch, weights)
         )
         self._grammars = Grammars(tokenizer, arch.vocab_size) if tokenizer else None
         self._stop_ids = tokenizer.stop_ids if tokenizer else ()
-        self._position_bytes = self._network.block_floats * 4 // 32
+        self._position_bytes = self._network.block_bytes // BLOCK
         self._budget = _memory() // 4  # bytes of keys and values in use; as much again may be kept for reuse
         self._prefixes = Prefixes(self._budget // 2)
         self._version = 0  # of the weights
@@ -307,7 +308,7 @@ class Engine:
     def _choose(self) -> list[tuple[Request, Choice | None, Piece]]:
         """The rows of the next step: single tokens first, then prompts; the queue turns by one each time."""
         batch: list[tuple[Request, Choice | None, Piece]] = []
-        room = MAX_ROWS
+        room = self._network.max_rows
         for request in self._active:
             if isinstance(request, Generation) and not request.reading and not request.paused:
                 for choice in request.live[:room]:

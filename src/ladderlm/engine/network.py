@@ -6,14 +6,14 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ladderlm import events
 from ladderlm.engine import forward as step
-from ladderlm.engine.cache import KVCache
+from ladderlm.engine.backend import Piece
+from ladderlm.engine.cache import HostBlock, KVCache
 from ladderlm.engine.kernels import CHUNK
 from ladderlm.engine.pack import BLOCKS, FIRST, HEAD, pack, padded, refill
 from ladderlm.engine.simd import BLOCK, COMPILED
@@ -26,14 +26,6 @@ from ladderlm.types import FloatArray
 MAX_ROWS = 256  # rows of a step: prompt tokens and single tokens together
 SPAN = 8  # rows that share one pass of attention
 MARGIN = 8  # rows beyond the last that a full tile may read (never use)
-
-
-class Piece(NamedTuple):
-    """Consecutive tokens of one sequence, to be appended to its cache; rows from `want` on get logits."""
-
-    cache: KVCache
-    ids: Sequence[int]
-    want: int
 
 
 class Network:
@@ -57,12 +49,15 @@ class Network:
         self._warm()
 
     @property
-    def block_floats(self) -> int:
-        """Size of a cache block: keys and values of 32 positions in every layer."""
-        return self.arch.layers * self.arch.kv_heads * BLOCK * (self.arch.head_dim + padded(self.arch.head_dim))
+    def block_bytes(self) -> int:
+        return 4 * self.arch.layers * self.arch.kv_heads * BLOCK * (self.arch.head_dim + padded(self.arch.head_dim))
+
+    @property
+    def max_rows(self) -> int:
+        return MAX_ROWS
 
     def cache(self) -> KVCache:
-        return KVCache(self.block_floats, self.arch.context_length)
+        return KVCache(lambda: HostBlock(self.block_bytes), self.arch.context_length)
 
     def run(self, pieces: Sequence[Piece]) -> FloatArray:
         """Appends every piece to its cache. Logits (rows, vocab) of the wanted rows in order, valid until the next run.

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ladderlm.engine.cache import KVCache
-from ladderlm.engine.network import Piece
+from ladderlm.engine.backend import Piece
+from ladderlm.engine.cache import BLOCK, HostBlock, KVCache
 from ladderlm.engine.reference import ReferenceDecoder
-from ladderlm.engine.simd import BLOCK
 from ladderlm.models.arch import Architecture
 from ladderlm.models.weights import Blocks, Weights
 from ladderlm.types import FloatArray
@@ -27,12 +26,15 @@ class PlainNetwork:
         self._decoder = ReferenceDecoder(arch, Widened(weights))
 
     @property
-    def block_floats(self) -> int:
-        """Size of a cache block: keys and values of 32 positions in every layer."""
-        return self.arch.layers * 2 * BLOCK * self.arch.kv_heads * self.arch.head_dim
+    def block_bytes(self) -> int:
+        return 4 * self.arch.layers * 2 * BLOCK * self.arch.kv_heads * self.arch.head_dim
+
+    @property
+    def max_rows(self) -> int:
+        return 256
 
     def cache(self) -> KVCache:
-        return KVCache(self.block_floats, self.arch.context_length)
+        return KVCache(lambda: HostBlock(self.block_bytes), self.arch.context_length)
 
     def run(self, pieces: Sequence[Piece]) -> FloatArray:
         """Appends every piece to its cache; logits (rows, vocab) of the wanted rows in order."""
@@ -81,7 +83,9 @@ class _Kept:
 
     def __init__(self, cache: KVCache, arch: Architecture, start: int) -> None:
         shape = (arch.layers, 2, BLOCK, arch.kv_heads, arch.head_dim)
-        self._blocks = [block.reshape(shape) for block in cache.blocks]
+        self._blocks = [
+            block.data.view(np.float32).reshape(shape) for block in cache.blocks if isinstance(block, HostBlock)
+        ]
         self._start = start
 
     def extend(self, layer: int, k_TGK: FloatArray, v_TGK: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -21,10 +21,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
+from ladderlm.engine.cache import BLOCK as BLOCK  # positions of a cache block and rows of a packed one: two vectors
 from ladderlm.store import cache_dir
 
 LANES = 16
-BLOCK = 32  # rows of a packed block, positions of a cache block: two vectors
 WIDE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))  # 32 registers of 16 lanes, else fewer
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
