@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from engine_models import KindWeights, byte_tokenizer, tiny
 
+from ladderlm.engine import on_cpu
 from ladderlm.engine.engine import Engine
 
 
@@ -14,5 +15,5 @@ from ladderlm.engine.engine import Engine
 def engine() -> Iterator[Engine]:
     """An engine on a random model with 257 tokens and a context of 160; it has a tokenizer."""
     arch = tiny()
-    with Engine(arch, KindWeights(arch), byte_tokenizer(), threads=2) as engine:
+    with Engine(on_cpu(arch, KindWeights(arch), threads=2), byte_tokenizer()) as engine:
         yield engine

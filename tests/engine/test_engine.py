@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from engine_models import EOS, KindWeights, tiny
 
+from ladderlm.engine import on_cpu
 from ladderlm.engine.engine import Engine
 from ladderlm.engine.request import QUEUE
 from ladderlm.engine.sample import logprob
@@ -119,9 +120,9 @@ def test_score_agrees_with_logits(engine: Engine) -> None:
 def test_a_known_prefix_is_not_computed_again_and_changes_nothing() -> None:
     arch = tiny(context_length=160)
     long = [i % 250 for i in range(100)]
-    with Engine(arch, KindWeights(arch), threads=1) as fresh:
+    with Engine(on_cpu(arch, KindWeights(arch), threads=1)) as fresh:
         expected = write(fresh, [*long, 7, 8], seed=1, max_tokens=10, logprobs=1)
-    with Engine(arch, KindWeights(arch), threads=1) as warm:
+    with Engine(on_cpu(arch, KindWeights(arch), threads=1)) as warm:
         write(warm, long, seed=9, max_tokens=5)
         found = write(warm, [*long, 7, 8], seed=1, max_tokens=10, logprobs=1)
     assert expected.usage.cached_tokens == 0
@@ -184,7 +185,7 @@ def test_a_full_context_has_no_room(engine: Engine) -> None:
 
 def test_a_failing_step_ends_its_requests_and_not_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     arch = tiny()
-    with Engine(arch, KindWeights(arch), threads=1) as engine:
+    with Engine(on_cpu(arch, KindWeights(arch), threads=1)) as engine:
         run = engine._network.run
         monkeypatch.setattr(engine._network, "run", lambda pieces: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -195,7 +196,7 @@ def test_a_failing_step_ends_its_requests_and_not_the_engine(monkeypatch: pytest
 
 def test_a_closed_engine_refuses() -> None:
     arch = tiny()
-    engine = Engine(arch, KindWeights(arch), threads=2)
+    engine = Engine(on_cpu(arch, KindWeights(arch), threads=2))
     engine.close()
     engine.close()
     with pytest.raises(UsageError):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from engine_models import KindWeights, tiny
 
-from ladderlm.engine import pack
+from ladderlm.engine import on_cpu, pack
 from ladderlm.engine.engine import Engine
 from ladderlm.engine.network import Network, Piece
 from ladderlm.engine.reference import ReferenceDecoder
@@ -132,6 +132,6 @@ def test_the_default_model_agrees_with_the_reference(default_model: str) -> None
     files = open_model(default_model)
     ids = files.tokenizer.encode("The quick brown fox jumps over the lazy dog. Listen to your heart")
     expected = ReferenceDecoder(files.arch, files.weights).logits(ids)
-    with Engine(files.arch, files.weights, threads=2) as engine:
+    with Engine(on_cpu(files.arch, files.weights, threads=2)) as engine:
         found = engine.logits(ids)
     assert np.abs(found - expected).max() < 1e-3

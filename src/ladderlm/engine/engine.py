@@ -19,8 +19,6 @@ import numpy as np
 from ladderlm.engine.backend import Backend, Piece
 from ladderlm.engine.cache import BLOCK, KVCache, Prefixes
 from ladderlm.engine.grammar import Grammars
-from ladderlm.engine.network import Network
-from ladderlm.engine.plain import PlainNetwork
 from ladderlm.engine.request import Choice, Generation, Request
 from ladderlm.engine.sample import Sampler, logprob
 from ladderlm.errors import Cancelled, ContextOverflow, DeadlineExceeded, Overloaded, UsageError
@@ -39,25 +37,20 @@ UNKNOWN = 512  # tokens an answer without max_tokens is expected to hold
 
 
 class Engine:
-    """A `Model` on the CPU. Safe to call from any number of threads; close it, or use it in `with`."""
+    """A `Model` on `backend`, which it closes. Safe to call from any number of threads; close it, or use it in `with`.
 
-    def __init__(
-        self,
-        arch: Architecture,
-        weights: Weights,
-        tokenizer: Tokenizer | None = None,
-        *,
-        threads: int | None = None,
-        key: str | None = None,
-    ) -> None:
-        self.arch = arch
-        self._network: Backend = (
-            Network(arch, weights, threads=threads, key=key) if arch.compiled else PlainNetwork(arch, weights)
-        )
-        self._grammars = Grammars(tokenizer, arch.vocab_size) if tokenizer else None
+    `kv_bytes`: memory for the keys and values of requests and of those kept for reuse (default: half the machine's).
+    """
+
+    def __init__(self, backend: Backend, tokenizer: Tokenizer | None = None, *, kv_bytes: int | None = None) -> None:
+        self.arch: Architecture = backend.arch
+        self._network = backend
+        self._grammars = Grammars(tokenizer, self.arch.vocab_size) if tokenizer else None
         self._stop_ids = tokenizer.stop_ids if tokenizer else ()
         self._position_bytes = self._network.block_bytes // BLOCK
-        self._budget = _memory() // 4  # bytes of keys and values in use; as much again may be kept for reuse
+        self._budget = (
+            kv_bytes or _memory() // 2
+        ) // 2  # bytes in use; half as much is kept for reuse
         self._prefixes = Prefixes(self._budget // 2)
         self._version = 0  # of the weights
         self._stepping = threading.Lock()
