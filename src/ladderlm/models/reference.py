@@ -98,7 +98,7 @@ def _with_adapter(ref: str, base: ModelFiles, adapter: str) -> ModelFiles:
     if path is None:
         raise NotFound(f"no such adapter {adapter!r}", cure="give the folder that holds adapter_config.json")
     loaded = load_adapter(path)
-    weights = MergedWeights(base.weights, loaded)
+    weights = MergedWeights(base.weights, loaded, base.arch)
     lineage = {**base.lineage, "adapter": {"path": str(path), **loaded.lineage}}
     return ModelFiles(
         ref, f"{base.name}+{path.name}", path, base.arch, weights, base.tokenizer, base.template, base.generation,
