@@ -48,9 +48,7 @@ class Engine:
         self._grammars = Grammars(tokenizer, self.arch.vocab_size) if tokenizer else None
         self._stop_ids = tokenizer.stop_ids if tokenizer else ()
         self._position_bytes = self._network.block_bytes // BLOCK
-        self._budget = (
-            kv_bytes or _memory() // 2
-        ) // 2  # bytes in use; half as much is kept for reuse
+        self._budget = (kv_bytes or _memory() // 2) // 2  # bytes in use; half as much is kept for reuse
         self._prefixes = Prefixes(self._budget // 2)
         self._version = 0  # of the weights
         self._stepping = threading.Lock()

@@ -14,11 +14,14 @@ from ladderlm import events
 from ladderlm.engine import forward as step
 from ladderlm.engine.backend import Piece
 from ladderlm.engine.cache import HostBlock, KVCache
+from ladderlm.engine.hot import VIRTUAL, LoadedAdapter, virtual_past
 from ladderlm.engine.kernels import CHUNK
 from ladderlm.engine.pack import BLOCKS, FIRST, HEAD, pack, padded, refill
 from ladderlm.engine.simd import BLOCK, COMPILED
 from ladderlm.engine.team import Team
+from ladderlm.errors import UsageError
 from ladderlm.models import rope
+from ladderlm.models.adapter import Adapter, fit
 from ladderlm.models.arch import Architecture
 from ladderlm.models.weights import Weights
 from ladderlm.types import FloatArray
@@ -32,7 +35,7 @@ class Network:
     """Runs steps of a decoder (Architecture.compiled) on `threads` threads. Not for concurrent use."""
 
     def __init__(self, arch: Architecture, weights: Weights, *, threads: int | None = None, key: str | None = None):
-        self.arch = arch
+        self.arch, self._weights = arch, weights
         self.threads = threads or min(os.cpu_count() or 1, 8)
         self._packed = pack(arch, weights, key=key, threads=self.threads)
         self._sides = Sides(arch, weights, self._packed.table)
@@ -69,7 +72,7 @@ class Network:
         spans: list[tuple[int, int]] = []
         wanted: list[int] = []
         tables = []
-        for cache, tokens, want in pieces:
+        for cache, tokens, want, _ in pieces:
             start, row = len(cache), len(ids)
             cache.reserve(start + len(tokens))
             wanted.extend(range(row + want, row + len(tokens)))
@@ -84,16 +87,26 @@ class Network:
         )
         self._sync[:] = 0
         self._team.run(step.forward, self._shape, self._model, rows, self._work, self._sync)
-        for cache, tokens, _ in pieces:
+        for cache, tokens, *_ in pieces:
             cache.ids.extend(tokens)
         logits: FloatArray = self._work.logits[: len(wanted), : self.arch.vocab_size]
         if cap := np.float32(self.arch.logit_cap):
             np.multiply(np.tanh(logits / cap), cap, out=logits)
         return logits
 
+    def adapt(self, adapter: Adapter) -> LoadedAdapter:
+        """Takes up a tuned prompt or prefix. FormatError where it does not fit, UsageError for a LoRA."""
+        adapter, start = fit(adapter, self.arch), self.cache()
+        if adapter.virtual is None:
+            raise UsageError("the compiled kernels take no LoRA per request", where=str(adapter.path), cure="merge it")
+        start.reserve(adapter.tokens)
+        remember(virtual_past(adapter, self.arch, self._weights), start)
+        return LoadedAdapter(adapter, None, start)
+
     def update(self, weights: Weights) -> None:
         """Other weights, in the place of these; see `refill`. Not during `run`."""
         refill(self._packed, self.arch, weights, threads=self.threads)
+        self._weights = weights
         self._sides = Sides(self.arch, weights, self._packed.table)
         self._model = self._model._replace(sides=self._sides.addresses, places=self._sides.places)
 
@@ -125,6 +138,20 @@ class Network:
         start = time.monotonic()
         self.run([Piece(self.cache(), [0], 0)])
         events.emit("compile", finished=True, data={"seconds": time.monotonic() - start})
+
+
+def remember(past_L2PGK: FloatArray, cache: KVCache) -> None:
+    """Fills a reserved, empty cache with keys and values as the kernels hold them."""
+    layers, _, tokens, heads, size = past_L2PGK.shape
+    for i, block in enumerate(cache.blocks):
+        assert isinstance(block, HostBlock)
+        place = block.data.view(np.float32).reshape(layers, heads, -1)
+        keys_LGKB, values_LGBK = place[:, :, : size * BLOCK], place[:, :, size * BLOCK :]
+        some = past_L2PGK[:, :, i * BLOCK : (i + 1) * BLOCK].transpose(1, 0, 3, 2, 4)
+        count = some.shape[3]
+        keys_LGKB.reshape(layers, heads, size, BLOCK)[..., :count] = some[0].swapaxes(-1, -2)
+        values_LGBK.reshape(layers, heads, BLOCK, -1)[:, :, :count, :size] = some[1]
+    cache.ids = [VIRTUAL] * tokens
 
 
 class Sides:

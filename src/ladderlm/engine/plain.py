@@ -12,7 +12,9 @@ import numpy as np
 
 from ladderlm.engine.backend import Piece
 from ladderlm.engine.cache import BLOCK, HostBlock, KVCache
+from ladderlm.engine.hot import VIRTUAL, LoadedAdapter, virtual_past
 from ladderlm.engine.reference import ReferenceDecoder
+from ladderlm.models.adapter import Adapter, fit
 from ladderlm.models.arch import Architecture
 from ladderlm.models.weights import Blocks, Weights
 from ladderlm.types import FloatArray
@@ -23,7 +25,8 @@ class PlainNetwork:
 
     def __init__(self, arch: Architecture, weights: Weights) -> None:
         self.arch = arch
-        self._decoder = ReferenceDecoder(arch, Widened(weights))
+        self._weights = Widened(weights)
+        self._decoder = ReferenceDecoder(arch, self._weights)
 
     @property
     def block_bytes(self) -> int:
@@ -39,18 +42,33 @@ class PlainNetwork:
     def run(self, pieces: Sequence[Piece]) -> FloatArray:
         """Appends every piece to its cache; logits (rows, vocab) of the wanted rows in order."""
         found = [np.zeros((0, self.arch.vocab_size), np.float32)]
-        for cache, ids, want in pieces:
+        for cache, ids, want, adapter in pieces:
             start = len(cache)
             cache.reserve(start + len(ids))
-            hidden_TD = self._decoder.hidden(ids, start, _Kept(cache, self.arch, start))
+            lora = adapter.packed if adapter else None
+            decoder = ReferenceDecoder(self.arch, self._weights, lora) if lora else self._decoder
+            hidden_TD = decoder.hidden(ids, start, _Kept(cache, self.arch, start))
             cache.ids.extend(ids)
             if want < len(ids):
-                found.append(self._decoder.score(hidden_TD[want:]))
+                found.append(decoder.score(hidden_TD[want:]))
         return np.concatenate(found)
+
+    def adapt(self, adapter: Adapter) -> LoadedAdapter:
+        """Takes up an adapter. FormatError where it does not fit."""
+        adapter, start = fit(adapter, self.arch), self.cache()
+        if adapter.virtual is not None:
+            start.reserve(adapter.tokens)
+            past = _Kept(start, self.arch, 0)
+            for layer, (k_PGK, v_PGK) in enumerate(virtual_past(adapter, self.arch, self._weights)):
+                past.extend(layer, k_PGK, v_PGK)
+            start.ids = [VIRTUAL] * adapter.tokens
+        scale = np.float32(adapter.scale)
+        return LoadedAdapter(adapter, {name: (a, scale * b) for name, (a, b) in adapter.pairs.items()}, start)
 
     def update(self, weights: Weights) -> None:
         """Other weights, in the place of these. Not during `run`."""
-        self._decoder = ReferenceDecoder(self.arch, Widened(weights))
+        self._weights = Widened(weights)
+        self._decoder = ReferenceDecoder(self.arch, self._weights)
 
     def close(self) -> None:
         """Nothing to free."""

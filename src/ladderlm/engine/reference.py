@@ -9,8 +9,9 @@ Letters: T tokens, S positions so far, D model, H heads, G key heads, K head dim
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -36,14 +37,24 @@ class NoPast:
 
 
 class ReferenceDecoder:
-    """Logits of a whole text at once, or of a text's next tokens when given its past."""
+    """Logits of a whole text at once, or of a text's next tokens when given its past.
 
-    def __init__(self, arch: Architecture, weights: Weights) -> None:
-        self.arch, self.weights = arch, weights
+    `lora`: matrix name -> (A (rank, in), B (out, rank)), whose B A is added to the matrix (Hu et al. 2021).
+    """
+
+    def __init__(
+        self, arch: Architecture, weights: Weights, lora: Mapping[str, tuple[FloatArray, FloatArray]] | None = None
+    ) -> None:
+        self.arch, self.weights, self._lora = arch, weights, lora or {}
         self._held = set(weights.names())
-        head = "model.embed_tokens.weight" if arch.tied else "lm_head.weight"
-        self._embedding = weights.float32("model.embed_tokens.weight")
-        self._head = self._embedding if arch.tied else weights.float32(head)
+
+    @functools.cached_property
+    def _embedding(self) -> FloatArray:
+        return self.weights.float32("model.embed_tokens.weight")
+
+    @functools.cached_property
+    def _head(self) -> FloatArray:
+        return self._embedding if self.arch.tied else self.weights.float32("lm_head.weight")
 
     def logits(self, ids: Sequence[int]) -> FloatArray:
         """logits_TV: row t scores the token after ids[t]."""
@@ -56,9 +67,12 @@ class ReferenceDecoder:
 
     def hidden(self, ids: Sequence[int], start: int = 0, past: Past | None = None) -> FloatArray:
         """hidden_TD after the last norm, of tokens at positions from `start` that follow `past`."""
+        return self.hidden_of(self._embedding[np.asarray(ids)] * np.float32(self.arch.embed_scale), start, past)
+
+    def hidden_of(self, x_TD: FloatArray, start: int = 0, past: Past | None = None) -> FloatArray:
+        """The same of embeddings: tokens' own, scaled, or learned ones."""
         arch, past = self.arch, past or NoPast()
-        positions_T = np.arange(start, start + len(ids))
-        x_TD = self._embedding[np.asarray(ids)] * np.float32(arch.embed_scale)
+        positions_T = np.arange(start, start + len(x_TD))
         if arch.positions == "learned":
             x_TD = x_TD + self.weights.float32("model.embed_positions.weight")[positions_T + arch.position_offset]
         for layer in range(arch.layers):
@@ -81,6 +95,8 @@ class ReferenceDecoder:
 
     def _linear(self, name: str, x: FloatArray) -> FloatArray:
         y: FloatArray = x @ self.weights.float32(name + ".weight").T
+        if pair := self._lora.get(name + ".weight"):
+            y = y + (x @ pair[0].T) @ pair[1].T
         return y + self.weights.float32(name + ".bias") if name + ".bias" in self._held else y
 
     def _norm(self, name: str, x: FloatArray, kind: str = "") -> FloatArray:
