@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ladderlm.nn.backend import load_engine
 from ladderlm.nn.decoder import Decoder, load_decoder
 from ladderlm.nn.encoder import Encoder, load_encoder
 from ladderlm.nn.seq2seq import EncoderDecoder, load_encoder_decoder
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
     from ladderlm.models.folder import ModelFiles
 
 __all__ = [
-    "Decoder", "Encoder", "EncoderDecoder", "load_decoder", "load_encoder", "load_encoder_decoder", "load_model",
+    "Decoder", "Encoder", "EncoderDecoder", "load_decoder", "load_encoder", "load_encoder_decoder", "load_engine",
+    "load_model",
 ]  # fmt: skip
 
 

@@ -94,6 +94,7 @@ class Attention(nn.Module):
         self.k_proj = Linear(arch.dim, width[1], arch.qkv_bias)
         self.v_proj = Linear(arch.dim, width[1], arch.qkv_bias)
         self.o_proj = Linear(width[0], arch.dim, arch.out_bias)
+        self.joined: nn.Module | None = None  # gives queries, keys and values at once, in the place of the three
         self.qk_norm = arch.qk_norm
         if arch.qk_norm:
             self.q_norm, self.k_norm = (self._norm(arch, heads) for heads in (arch.heads, arch.kv_heads))
@@ -107,7 +108,7 @@ class Attention(nn.Module):
     def project(self, x_TD: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
         """q_THK, k_TGK and v_TGK, normed and turned."""
         tokens = len(x_TD)
-        q, k = self.q_proj(x_TD), self.k_proj(x_TD)
+        q, k, v = self.joined(x_TD) if self.joined else (self.q_proj(x_TD), self.k_proj(x_TD), self.v_proj(x_TD))
         if self.qk_norm == "all":
             q, k = self.q_norm(q), self.k_norm(k)
         q_THK, k_TGK = q.view(tokens, self.heads, -1), k.view(tokens, self.kv_heads, -1)
@@ -116,7 +117,7 @@ class Attention(nn.Module):
         if self.rotated and turns.cos_TK is not None and turns.sin_TK is not None:
             q_THK = rotate(q_THK, turns.cos_TK, turns.sin_TK)
             k_TGK = rotate(k_TGK, turns.cos_TK, turns.sin_TK)
-        return q_THK, k_TGK, self.v_proj(x_TD).view(tokens, self.kv_heads, -1)
+        return q_THK, k_TGK, v.view(tokens, self.kv_heads, -1)
 
     def forward(self, x_TD: Tensor, turns: Turns, lengths: Sequence[int]) -> Tensor:
         return self.mix(*self.project(x_TD, turns), turns, lengths, lengths)
@@ -151,7 +152,7 @@ class Attention(nn.Module):
         if self.cap:
             share = self.heads // self.kv_heads
             return self.shares(q_BHTK, k_BGSK, turns) @ v_BGSK.repeat_interleave(share, 1)
-        bias = self._bias(length, seen, turns)
+        bias = self._bias(length, seen, turns, q_BHTK.device).to(q_BHTK.dtype)
         return F.scaled_dot_product_attention(
             q_BHTK, k_BGSK, v_BGSK, attn_mask=bias, enable_gqa=grouped, scale=self.scale
         )
@@ -162,15 +163,16 @@ class Attention(nn.Module):
         scores_BHTS = self.scale * q_BHTK @ k_BHSK.transpose(2, 3)
         if self.cap:
             scores_BHTS = self.cap * torch.tanh(scores_BHTS / self.cap)
-        return (scores_BHTS + self._bias(q_BHTK.shape[2], k_BGSK.shape[2], turns)).softmax(-1)
+        return (scores_BHTS + self._bias(q_BHTK.shape[2], k_BGSK.shape[2], turns, q_BHTK.device)).softmax(-1)
 
-    def _bias(self, length: int, seen: int, turns: Turns) -> Tensor:
+    def _bias(self, length: int, seen: int, turns: Turns, device: torch.device) -> Tensor:
         """What is added to the scores of the last `length` of `seen` positions: -inf where a query does not see."""
-        back_TS = torch.arange(seen - length, seen)[:, None] - torch.arange(seen)[None]  # how far back a key lies
+        at_S = torch.arange(seen, device=device)
+        back_TS = at_S[seen - length :, None] - at_S[None]  # how far back a key lies
         hidden_TS = back_TS < 0 if self.causal else torch.zeros_like(back_TS, dtype=torch.bool)
         if self.window:
             hidden_TS = hidden_TS | (back_TS >= self.window if self.causal else back_TS.abs() > self.window // 2)
-        bias = torch.zeros(hidden_TS.shape).masked_fill(hidden_TS, -math.inf)
+        bias = torch.zeros(hidden_TS.shape, device=device).masked_fill(hidden_TS, -math.inf)
         return bias + turns.bias(back_TS) if turns.bias else bias
 
 
@@ -184,8 +186,12 @@ class FeedForward(nn.Module):
         self.gate_proj = Linear(arch.dim, hidden, arch.mlp_bias) if arch.gated else None
         self.up_proj = Linear(arch.dim, hidden, arch.mlp_bias)
         self.down_proj = Linear(hidden, arch.dim, arch.mlp_bias)
+        self.joined: nn.Module | None = None  # gate and up at once, in the place of the two
 
     def forward(self, x_TD: Tensor) -> Tensor:
+        if self.joined is not None:
+            gate, up = self.joined(x_TD)
+            return self.down_proj(self.act(gate) * up)
         if self.gate_proj is None:
             return self.down_proj(self.act(self.up_proj(x_TD)))
         return self.down_proj(self.act(self.gate_proj(x_TD)) * self.up_proj(x_TD))
@@ -203,9 +209,10 @@ class Experts(nn.Module):
         self.shared_expert_gate = Linear(arch.dim, 1) if arch.shared_hidden else None
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        share_TE, chosen_TE = self.gate(x_TD).softmax(-1).topk(self.used, -1)
+        share_TE, chosen_TE = self.gate(x_TD).float().softmax(-1).topk(self.used, -1)
         if self.normed:
             share_TE = share_TE / share_TE.sum(-1, keepdim=True)
+        share_TE = share_TE.to(x_TD.dtype)
         out_TD = torch.zeros_like(x_TD)
         for number, expert in enumerate(self.experts):
             tokens, place = (chosen_TE == number).nonzero(as_tuple=True)

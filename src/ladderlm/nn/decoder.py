@@ -62,7 +62,7 @@ class Decoder(nn.Module):
     def extend(self, ids_T: Tensor, cache: KeyValues) -> Tensor:
         """hidden_TD of tokens that follow those in `cache`, which then holds them too."""
         start, end = cache.length, self.model.fits(cache.length + len(ids_T))
-        positions_T = torch.arange(start, end)
+        positions_T = torch.arange(start, end, device=ids_T.device)
         x_TD = self.model.place(self.model.embed_tokens(ids_T), positions_T)
         for i, (layer, turns) in enumerate(zip(self.model.layers, self.model.each(positions_T, end), strict=True)):
             assert isinstance(layer, Layer)

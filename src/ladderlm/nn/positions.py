@@ -32,14 +32,17 @@ class Positions:
         """What a layer's attention needs to place tokens at `positions_T` in texts of at most `length`."""
         arch = self._arch
         if arch.positions == "alibi":
-            slopes_H = torch.from_numpy(rope.alibi_slopes(arch.heads)) * arch.scale  # Falcon scales it with the scores
+            slopes_H = torch.from_numpy(rope.alibi_slopes(arch.heads)).to(positions_T.device)
+            slopes_H = slopes_H * arch.scale  # Falcon scales it with the scores
             return Turns(bias=lambda back_TS: -slopes_H[:, None, None] * back_TS)
         if arch.positions != "rotary":
             return Turns()
         long = length > arch.rope_scaling.get("original_max_position_embeddings", length)
         key = arch.window(layer) > 0, long
-        if key not in self._tables or len(self._tables[key][0]) < length:
+        known = self._tables.get(key)
+        if known is None or len(known[0]) < length or known[0].device != positions_T.device:
             table = torch.from_numpy(rope.table(arch, layer, max(64, 1 << (length - 1).bit_length()), length))
+            table = table.to(positions_T.device)
             cos, sin = table[:, 0], table[:, 1]
             self._tables[key] = torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)
         cos_SK, sin_SK = self._tables[key]
@@ -49,8 +52,8 @@ class Positions:
 def sinusoids(positions_T: Tensor, dim: int) -> Tensor:
     """x_TD: waves of lengths from 2 pi to 20000 pi (Vaswani et al. 2017), all sines before all cosines."""
     lengths = 10000.0 ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    angles = positions_T[:, None].double() / lengths
-    return torch.cat([angles.sin(), angles.cos()[:, : dim // 2]], 1).float()
+    angles = positions_T.cpu()[:, None].double() / lengths  # not every device has float64
+    return torch.cat([angles.sin(), angles.cos()[:, : dim // 2]], 1).float().to(positions_T.device)
 
 
 class RelativeBias(nn.Module):

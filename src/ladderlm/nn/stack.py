@@ -94,7 +94,7 @@ class Body(Stack):
 
     def forward(self, ids_T: Tensor, lengths: Sequence[int], types_T: Tensor | None = None) -> Tensor:
         """hidden_TD. `lengths` of the documents in `ids_T` sum to T."""
-        positions_T = starts_over(lengths)
+        positions_T = starts_over(lengths).to(ids_T.device)
         x_TD = self.place(self.embed_tokens(ids_T), positions_T, types_T)
         for layer, turns in zip(self.layers, self.each(positions_T, self.fits(max(lengths))), strict=True):
             x_TD = layer(x_TD, turns, lengths)
