@@ -200,6 +200,17 @@ class Conversation(Value):
 # --- Sampling -----------------------------------------------------------------------------------------------------
 
 
+_RANGES = {
+    "temperature": (0, 100), "top_p": (0, 1), "min_p": (0, 1), "typical": (0, 1), "top_k": (0, math.inf),
+    "repetition_penalty": (0, 10), "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2),
+    "dry_multiplier": (0, 100), "dry_base": (1, 100), "dry_allowed_length": (1, math.inf), "mirostat_tau": (0, 100),
+    "mirostat_eta": (0, 1), "min_tokens": (0, math.inf), "n": (1, 128),
+    "max_tokens": (0, math.inf), "logprobs": (0, math.inf), "prompt_logprobs": (0, math.inf),
+}  # fmt: skip
+_OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs")
+_POSITIVE = ("top_p", "typical", "repetition_penalty", "mirostat_eta")  # the lower bound itself is none of them
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling(Value):
     """How the next token is drawn. The defaults sample from the model's own distribution.
@@ -207,6 +218,8 @@ class Sampling(Value):
     `logprobs`: None for none, 0 for the chosen token, k for the k likeliest too; always those of the model's own
     distribution, before temperature and filters (as the OpenAI API and vLLM report them).
     `top_k` 0, `top_p` 1, `min_p` 0, `typical` 1 and penalties 0 (`repetition_penalty` 1) are off.
+    DRY takes multiplier * base ** (n - allowed_length) from what would lengthen a repeat of n tokens; tokens that
+    hold one of `dry_breakers` end it. Mirostat 2 (off at tau 0) takes the place of the four filters.
     `max_tokens` None: until the model stops or its context is full. `seed` None: fresh randomness.
     """
 
@@ -218,6 +231,13 @@ class Sampling(Value):
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    dry_breaker_ids: tuple[int, ...] = ()
+    mirostat_tau: float = 0.0
+    mirostat_eta: float = 0.1
     logit_bias: tuple[tuple[int, float], ...] = ()
     max_tokens: int | None = None
     min_tokens: int = 0
@@ -231,31 +251,19 @@ class Sampling(Value):
     response_format: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        _within("temperature", self.temperature, 0, 100)
-        _within("top_p", self.top_p, 0, 1, open_low=True)
-        _within("min_p", self.min_p, 0, 1)
-        _within("typical", self.typical, 0, 1, open_low=True)
-        _within("top_k", self.top_k, 0, math.inf)
-        _within("repetition_penalty", self.repetition_penalty, 0, 10, open_low=True)
-        _within("presence_penalty", self.presence_penalty, -2, 2)
-        _within("frequency_penalty", self.frequency_penalty, -2, 2)
-        _within("min_tokens", self.min_tokens, 0, math.inf)
-        _within("n", self.n, 1, 128)
-        for name in ("max_tokens", "logprobs", "prompt_logprobs"):
-            value = getattr(self, name)
-            if value is not None:
-                _within(name, value, 0, math.inf)
+        for name, (low, high) in _RANGES.items():
+            if (value := getattr(self, name)) is not None or name not in _OPTIONAL:
+                _within(name, value, low, high, open_low=name in _POSITIVE)
         if self.best_of is not None and self.best_of < self.n:
             raise UsageError("best_of must be at least n", where=f"best_of={self.best_of}, n={self.n}")
-        if any(not s for s in self.stop):
-            raise UsageError("a stop string must not be empty", where="stop")
+        if not (all(self.stop) and all(self.dry_breakers)):
+            raise UsageError("a stop string must not be empty", where="stop, dry_breakers")
 
 
 def _within(name: str, value: float, low: float, high: float, open_low: bool = False) -> None:
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
     if not ok or not (low < value if open_low else low <= value) or value > high:
-        bracket = "(" if open_low else "["
-        raise UsageError(f"{name} must lie in {bracket}{low}, {high}]", where=f"{name}={value!r}")
+        raise UsageError(f"{name} must lie in {'(' if open_low else '['}{low}, {high}]", where=f"{name}={value!r}")
 
 
 # --- Delta and Completion -----------------------------------------------------------------------------------------
@@ -295,10 +303,7 @@ class Usage(Value):
 
 @dataclass(frozen=True, slots=True)
 class Delta(Value):
-    """What a stream is made of: the next piece of choice `index`.
-
-    `prompt` carries the prompt's tokens once, first, when `Sampling.prompt_logprobs` asks for them.
-    """
+    """A stream's next piece of choice `index`. `prompt`: its tokens, once, first, where `prompt_logprobs` asks."""
 
     index: int = 0
     part: Literal["text", "reasoning", "tool_call"] = "text"
@@ -349,9 +354,8 @@ class Completion(Value):
             usage, prompt = d.usage or usage, d.prompt or prompt
             if not (d.text or d.tokens or d.finish_reason):
                 continue
-            p = parts.setdefault(
-                d.index, {"text": [], "reasoning": [], "tool_call": [], "tokens": [], "finish_reason": None}
-            )
+            fresh = {"text": [], "reasoning": [], "tool_call": [], "tokens": [], "finish_reason": None}
+            p = parts.setdefault(d.index, fresh)
             p[d.part].append(d.text)
             p["tokens"].extend(d.tokens)
             p["finish_reason"] = d.finish_reason or p["finish_reason"]

@@ -6,10 +6,12 @@ import json
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 from engine_models import byte_tokenizer
 
 from ladderlm.engine.engine import Engine
+from ladderlm.engine.grammar import Grammars
 from ladderlm.errors import UsageError
 from ladderlm.types import Completion, Sampling
 
@@ -52,6 +54,52 @@ def test_a_regex_holds_and_min_tokens_cannot_break_it(engine: Engine) -> None:
     assert reason == "stop"
 
 
+@pytest.mark.parametrize("grammar", ['start: "yes" | "no " /[0-9]{2}/', 'root ::= "yes" | "no " [0-9] [0-9]'])
+def test_a_grammar_holds(engine: Engine, grammar: str) -> None:
+    for seed in range(4):
+        text, reason = answer(engine, {"type": "grammar", "grammar": grammar}, seed)
+        assert re.fullmatch("yes|no [0-9][0-9]", text)
+        assert reason == "stop"
+
+
+def test_what_must_follow_is_told_ahead() -> None:
+    matcher = Grammars(byte_tokenizer(), 257).open({"type": "json_schema", "schema": SCHEMA})
+    assert matcher is not None
+    begin = byte_tokenizer().encode('{"city":"')
+    assert matcher.forced() == begin
+    assert np.unpackbits(matcher.allowed(), bitorder="little").nonzero()[0].tolist() == begin[:1]
+    for token in begin:
+        matcher.accept(token)
+    assert matcher.forced() == []
+    assert np.unpackbits(matcher.allowed(), bitorder="little").sum() == 2  # P and O
+    matcher.accept(byte_tokenizer().encode("O")[0])
+    assert bytes(matcher.forced()) != b""
+
+
+def test_a_token_out_of_place_is_an_error() -> None:
+    matcher = Grammars(byte_tokenizer(), 257).open({"type": "regex", "regex": "ab"})
+    assert matcher is not None
+    with pytest.raises(UsageError, match="grammar failed"):
+        matcher.accept(byte_tokenizer().encode("b")[0])
+
+
+def test_deep_nesting_is_refused() -> None:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(300):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises(UsageError, match="nested"):
+        Grammars(byte_tokenizer(), 257).open({"type": "json_schema", "schema": schema})
+
+
+def test_a_grammar_that_fails_midway_ends_its_own_request_only(engine: Engine) -> None:
+    """Branches that all stay open overflow the parser's row; a neighbour goes on."""
+    many = [{"type": "object", "properties": {f"k{i}": {"type": "string"} for i in range(j)}} for j in range(40)]
+    neighbour = engine.generate([1, 2], Sampling(seed=0, max_tokens=40))
+    with pytest.raises(UsageError, match="grammar failed"):
+        answer(engine, {"type": "json_schema", "schema": {"anyOf": many}})
+    assert len(Completion.fold(neighbour).choices[0].tokens) > 0
+
+
 def test_any_json_object_begins_as_one(engine: Engine) -> None:
     assert answer(engine, {"type": "json_object"})[0].startswith("{")
 
@@ -64,7 +112,9 @@ def test_plain_text_is_free(engine: Engine) -> None:
 @pytest.mark.parametrize(
     "form",
     [{}, {"type": "yaml"}, {"type": "json_schema"}, {"type": "json_schema", "schema": {"type": "nonsense"}},
-     {"type": "regex", "regex": "("}, {"type": "regex"}],
+     {"type": "regex", "regex": "("}, {"type": "regex"}, {"type": "grammar", "grammar": "start: missing"},
+     {"type": "grammar", "grammar": "root ::= missing"}, {"type": "grammar", "grammar": "start: /[a&&b]/"},
+     {"type": "regex", "regex": "a" * 300_000}, {"type": "json_schema", "schema": {"default": {1, 2}}}],
     ids=str,
 )  # fmt: skip
 def test_nonsense_is_refused_at_once(engine: Engine, form: dict[str, Any]) -> None:

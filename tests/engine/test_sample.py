@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ladderlm.engine.sample import Sampler, describe
-from ladderlm.errors import UsageError
+from ladderlm.engine.penalties import repeats
+from ladderlm.engine.sample import Sampler, _nucleus, _place, _top, _typical, describe
+from ladderlm.errors import FormatError, UsageError
 from ladderlm.types import Sampling
 
 P = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
@@ -97,3 +98,127 @@ def test_logprobs_of_a_large_vocabulary_sum_to_one() -> None:
 def test_a_bias_for_no_token_is_refused() -> None:
     with pytest.raises(UsageError):
         Sampler(Sampling(logit_bias=((5, 1.0),)), 5)
+
+
+# --- What finds a few among many gives what sorting all would ----------------------------------------------------
+
+SHAPES = [(50_000, 0.3), (50_000, 4.0), (4_097, 1.0), (129, 2.0), (7, 1.0)]
+WIDE = [scale * np.random.default_rng(seed).normal(size=size).astype(np.float32)
+        for seed, (size, scale) in enumerate(SHAPES)]  # fmt: skip
+WIDE += [np.zeros(9_000, np.float32), np.where(np.arange(9_000) % 3000 == 5, 0, -np.inf).astype(np.float32)]
+
+
+@pytest.mark.parametrize("logits", WIDE, ids=len)
+@pytest.mark.parametrize("k", [1, 5, 128, 3000])
+def test_top_is_what_sorting_gives(logits: np.ndarray, k: int) -> None:
+    k = min(k, len(logits))
+    assert _top(logits, k).tolist() == sorted(np.argsort(-logits, kind="stable")[:k].tolist())
+
+
+@pytest.mark.parametrize("logits", WIDE, ids=len)
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.95, 0.9999])
+def test_nucleus_is_what_sorting_gives(logits: np.ndarray, share: float) -> None:
+    p = np.exp(logits - logits.max())
+    kept = _nucleus(p, share)
+    mass = p.astype(np.float64) / p.sum(dtype=np.float64)
+    assert mass[kept].sum() >= share - 1e-5
+    assert mass[kept].sum() - mass[kept].min() < share + 1e-5  # the least of them is needed
+    assert p[kept].min() >= p[~kept].max(initial=0.0)
+    assert kept.tolist() == _nucleus(p, share).tolist()
+
+
+@pytest.mark.parametrize("logits", WIDE[:4], ids=len)
+def test_typical_is_what_sorting_gives(logits: np.ndarray) -> None:
+    p = np.exp(logits - logits.max())
+    share = p.astype(np.float64) / p.sum(dtype=np.float64)
+    distance = np.abs(-np.log(share) + np.sum(share * np.log(share)))
+    kept = _typical(p, 0.6)
+    assert distance[kept].max() <= distance[~kept].min() + 1e-3
+    assert 0.6 - 1e-5 <= share[kept].sum() < 0.6 + share.max() + 1e-5
+
+
+def test_a_draw_from_many_follows_their_shares() -> None:
+    p = np.zeros(10_001, np.float32)
+    p[[3, 64, 5000, 9_999, 10_000]] = [4, 1, 2, 2, 1]
+    at = (np.arange(2000) + 0.5) / 2000
+    found = np.bincount([_place(p, x) for x in at], minlength=len(p)) / 2000
+    np.testing.assert_allclose(found, p / p.sum(), atol=0.001)
+    assert p[[_place(p, x) for x in (0.0, np.nextafter(1.0, 0))]].all()
+
+
+# --- DRY and mirostat ---------------------------------------------------------------------------------------------
+
+
+def test_repeats() -> None:
+    def found(text: list[int], breakers: tuple[int, ...] = (), shortest: int = 1) -> dict[int, int]:
+        following, lengths = repeats(np.array(text), breakers, shortest)
+        return dict(zip(following.tolist(), lengths.tolist(), strict=True))
+
+    assert found([1, 2, 3, 9, 1, 2, 3]) == {9: 3}
+    assert found([2, 3, 8, 1, 2, 3, 9, 1, 2, 3]) == {8: 2, 9: 3}
+    assert found([2, 3, 9, 1, 2, 3, 9, 1, 2, 3]) == {9: 6}  # "2 3" of the first run, "2 3 9 1 2 3" of the second
+    assert found([1, 2, 3, 9, 1, 2, 3], shortest=4) == {}
+    assert found([1, 2, 3, 9, 1, 2, 3], breakers=(1,)) == {9: 2}
+    assert found([1, 2, 3, 9, 1, 2, 3], breakers=(3,)) == {}
+    assert found([5, 5, 5]) == {5: 2}
+    assert found([]) == found([1]) == found([1, 2]) == {}
+
+
+def test_dry_lowers_what_would_go_on_a_repeat() -> None:
+    sampling = Sampling(temperature=0, dry_multiplier=0.5, dry_base=2, dry_allowed_length=2)
+    sampler = Sampler(sampling, 10, prompt=[1, 2, 3, 9, 1, 2])
+    logits = np.zeros(10, np.float32)
+    np.testing.assert_allclose(sampler._adjust(logits)[3], -0.5)
+    assert sampler.next(np.eye(10, dtype=np.float32)[3] * 5).id == 3
+    np.testing.assert_allclose(sampler._adjust(logits)[[3, 9]], [0, -1.0])  # one longer: twice as much
+    endless = Sampler(sampling, 10, prompt=[1] * 2000)
+    assert np.isfinite(endless._adjust(logits)).all()
+
+
+@pytest.mark.parametrize("tau", [3.0, 5.0])
+def test_mirostat_holds_the_surprise(tau: float) -> None:
+    random = np.random.default_rng(0)
+    sampler = Sampler(Sampling(seed=0, mirostat_tau=tau, logprobs=0), 2000)
+    surprises = []
+    for _ in range(600):
+        token = sampler.next((random.normal(size=2000) * 3).astype(np.float32))
+        assert token.logprob is not None
+        surprises.append(-token.logprob / np.log(2))
+    assert np.mean(surprises[100:]) == pytest.approx(tau, abs=0.3)
+
+
+# --- What cannot be drawn from ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {}, {"top_k": 2, "logit_bias": ((0, 1.0),)}], ids=str)
+def test_logits_that_are_no_numbers_are_an_error(bad: float, settings: dict[str, Any]) -> None:
+    logits = LOGITS.copy()
+    logits[2] = bad
+    with pytest.raises(FormatError, match="not numbers"):
+        Sampler(Sampling(**settings), 5).next(logits)
+    with pytest.raises(FormatError, match="not numbers"):
+        describe(logits, 0, 2)
+
+
+def test_a_mask_that_leaves_nothing_is_an_error() -> None:
+    class Closed:
+        done = False
+
+        def allowed(self) -> np.ndarray:
+            return np.zeros(1, np.uint8)
+
+        def accept(self, token: int) -> None:
+            raise AssertionError
+
+    with pytest.raises(UsageError, match="admits no token"):
+        Sampler(Sampling(), 5, grammar=Closed()).next(LOGITS)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"dry_multiplier": -1}, {"dry_base": 0.5}, {"dry_allowed_length": 0}, {"mirostat_tau": -1},
+                 {"mirostat_eta": 0}, {"dry_breakers": ("",)}], ids=str,
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Sampling(**settings)

@@ -33,6 +33,22 @@ def test_every_sampling_field_arrives() -> None:
     assert (s.max_tokens, s.min_tokens, s.logprobs, s.response_format) == (8, 1, 4, {"type": "json_object"})
 
 
+def test_names_of_other_servers() -> None:
+    body = {"dry_multiplier": 0.8, "dry_base": 1.5, "dry_allowed_length": 3, "dry_sequence_breakers": ["."],
+            "mirostat": 2, "mirostat_tau": 4, "mirostat_eta": 0.2}  # fmt: skip
+    s = wire.sampling(body)
+    assert (s.dry_multiplier, s.dry_base, s.dry_allowed_length, s.dry_breakers) == (0.8, 1.5, 3, (".",))
+    assert (s.mirostat_tau, s.mirostat_eta) == (4, 0.2)
+    assert wire.sampling({"mirostat_mode": 2}).mirostat_tau == wire.MIROSTAT_TAU
+    assert wire.sampling({"mirostat": 0, "mirostat_tau": 4}).mirostat_tau == 0
+    with pytest.raises(UsageError, match="version 2"):
+        wire.sampling({"mirostat": 1})
+    asked = wire.completion_request({"prompt": "a", "grammar": 'root ::= "a"'})
+    assert asked.sampling.response_format == {"type": "grammar", "grammar": 'root ::= "a"'}
+    regex = {"type": "regex", "regex": "a+"}
+    assert wire.completion_request({"prompt": "a", "response_format": regex}).sampling.response_format == regex
+
+
 def test_null_means_absent() -> None:
     names = (
         "model",

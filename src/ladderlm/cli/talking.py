@@ -46,6 +46,13 @@ class SamplingFlags(ModelFlags):
     repetition_penalty: float | None = option(None, "above 1 discourages tokens that were there before")
     presence_penalty: float | None = option(None, "-2 to 2, once for each token that was written")
     frequency_penalty: float | None = option(None, "-2 to 2, for each time a token was written")
+    dry_multiplier: float | None = option(None, "above 0 discourages tokens that would go on repeating a passage (DRY)")
+    dry_base: float | None = option(None, "how fast that grows with the passage's length")
+    dry_allowed_length: int | None = option(None, "passages shorter than this may be repeated")
+    mirostat_tau: float | None = option(
+        None, "above 0 holds surprise at so many bits (mirostat 2), in place of filters"
+    )
+    mirostat_eta: float | None = option(None, "how fast mirostat adjusts")
     logit_bias: tuple[str, ...] = option((), "ID=BIAS added to a token's logit (may be repeated)")
     max_tokens: int | None = option(None, "end the answer after so many tokens", short="-n")
     min_tokens: int | None = option(None, "do not end the answer before")
@@ -73,7 +80,8 @@ def _bias(text: str) -> tuple[int, float]:
 
 
 _SETTABLE = ("temperature", "top_p", "top_k", "min_p", "typical", "repetition_penalty", "presence_penalty",
-             "frequency_penalty", "max_tokens", "min_tokens", "seed", "stop")  # fmt: skip
+             "frequency_penalty", "dry_multiplier", "dry_base", "dry_allowed_length", "mirostat_tau", "mirostat_eta",
+             "max_tokens", "min_tokens", "seed", "stop")  # fmt: skip
 
 
 def changed(sampling: Sampling, assignment: str) -> Sampling:
@@ -88,7 +96,7 @@ def changed(sampling: Sampling, assignment: str) -> Sampling:
     elif value.lower() == "none" and name in ("max_tokens", "seed"):
         parsed = None
     else:
-        kind = int if name in ("top_k", "max_tokens", "min_tokens", "seed") else float
+        kind = int if name in ("top_k", "dry_allowed_length", "max_tokens", "min_tokens", "seed") else float
         try:
             parsed = kind(value)
         except ValueError:

@@ -1,11 +1,15 @@
 """From logits to the next token: penalties, mask, temperature, filters, draw.
 
 Order: logit_bias, penalties, grammar and min_tokens; temperature; top_k, typical, top_p, min_p, each on what the one
-before left, renormalised; then one draw. Log-probabilities are those of the model itself, before all of this.
+before left, renormalised (or mirostat in the place of these four); then one draw. Log-probabilities are those of the
+model itself, before all of this.
+
+Nothing sorts or partitions a whole vocabulary: `_head` finds the few candidates that can matter first.
 """
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Collection, Sequence
 from typing import Protocol
@@ -13,11 +17,21 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ladderlm.errors import UsageError
+from ladderlm.engine.penalties import Penalties
+from ladderlm.errors import FormatError, LadderError, UsageError
 from ladderlm.types import Candidate, FloatArray, Sampling, Token
 
-Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bits = npt.NDArray[np.uint8]
+Flags = npt.NDArray[np.bool_]
+
+_GROUP = 64  # members of a group at most, where a search goes through groups first
+_SMALL = 4096  # entries that are not worth grouping
+_SLACK = 1e-6  # what rounding may take from a sum of float32 probabilities
+_EDGE = 2**14  # floats this near to a cut (0.2 %) are sorted
+_COLDEST = 1e-6  # a lower temperature than this is no different
+_OPEN = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(bool)
+_ADDED = np.where(_OPEN, np.float32(0), np.float32(-np.inf))  # a byte of a mask -> what it adds to eight scores
 
 
 class Grammar(Protocol):
@@ -26,7 +40,9 @@ class Grammar(Protocol):
     @property
     def done(self) -> bool: ...
 
-    def allowed(self) -> npt.NDArray[np.bool_]: ...
+    def allowed(self) -> Bits:
+        """A bit for each token, the lowest of a byte first."""
+        ...
 
     def accept(self, token: int) -> None: ...
 
@@ -50,19 +66,25 @@ class Sampler:
         self.total_logprob = 0.0  # of the tokens drawn, where log-probabilities or best_of ask for it
         self._scored = sampling.logprobs is not None or (sampling.best_of or sampling.n) > sampling.n
         self._bias = _bias(sampling, vocab_size)
+        self._penalties = Penalties.of(sampling, prompt)
         self._stops = np.array([i for i in self.stop_ids if 0 <= i < vocab_size], np.int64)
-        self._seen = np.bincount(np.asarray(prompt, np.int64), minlength=vocab_size) > 0
-        self._counts = np.zeros(vocab_size, np.int32)
+        self._mu = 2 * sampling.mirostat_tau  # the surprise, in bits, beyond which mirostat drops a token
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed % 2**64
         self._random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index])))
 
     def next(self, logits: FloatArray) -> Token:
-        """The next token of the distribution that `logits` (V,) describe."""
+        """The next token of the distribution that `logits` (V,) describe.
+
+        Raises FormatError for logits that are not numbers, UsageError where grammar and bias leave no token.
+        """
         scores = self._adjust(logits)
-        token = int(np.argmax(scores)) if self.sampling.temperature == 0 else self._draw(scores)
+        likeliest = int(np.argmax(scores))  # that of NaN, if there is one
+        if not math.isfinite(scores[likeliest]):
+            raise self._stuck(logits)
+        token = likeliest if self.sampling.temperature == 0 else self._draw(scores)
         self.written += 1
-        self._seen[token] = True
-        self._counts[token] += 1
+        if self._penalties is not None:
+            self._penalties.wrote(token)
         if self.grammar is not None:
             self.grammar.accept(token)
         if not self._scored:
@@ -72,41 +94,55 @@ class Sampler:
         return found if self.sampling.logprobs is not None else Token(token)
 
     def _adjust(self, logits: FloatArray) -> FloatArray:
-        """A copy of `logits` after bias, penalties and masks."""
-        s, scores = self.sampling, logits.copy()
+        """`logits` after bias, penalties and masks: a copy, if there are any."""
+        early = self.written < self.sampling.min_tokens and len(self._stops) < len(logits)
+        if self._bias is None and self._penalties is None and self.grammar is None and not early:
+            return logits
+        scores = logits.copy()
         if self._bias is not None:
             scores[self._bias[0]] += self._bias[1]
-        if s.repetition_penalty != 1:
-            seen = scores[self._seen]
-            scores[self._seen] = np.where(seen > 0, seen / s.repetition_penalty, seen * s.repetition_penalty)
-        if s.presence_penalty or s.frequency_penalty:
-            written = np.flatnonzero(self._counts)
-            scores[written] -= np.float32(s.presence_penalty) + np.float32(s.frequency_penalty) * self._counts[written]
+        if self._penalties is not None:
+            self._penalties.apply(scores)
         if self.grammar is not None:
-            allowed = self.grammar.allowed()
-            scores[~allowed[: len(scores)]] = -np.inf
-        if self.written < s.min_tokens and len(self._stops) < len(scores):
-            before = scores[self._stops].copy()
+            scores += _ADDED.take(self.grammar.allowed(), 0).ravel()[: len(scores)]
+        if early:
+            before = scores[self._stops]
             scores[self._stops] = -np.inf
-            if self.grammar is not None and not np.isfinite(scores).any():
+            if self.grammar is not None and scores.max() == -np.inf:
                 scores[self._stops] = before  # the grammar is complete: nothing but the end may follow
         return scores
 
+    def _stuck(self, logits: FloatArray) -> LadderError:
+        if not math.isfinite(logits.max()):
+            return _no_numbers()
+        if self.grammar is not None:
+            return UsageError("the grammar admits no token here", where="response_format")
+        return UsageError("no token is left to draw", where="logit_bias")
+
     def _draw(self, scores: FloatArray) -> int:
-        s = self.sampling
-        ids: Ints | None = None  # None: all of them, in order
-        if 0 < s.top_k < len(scores):
-            ids = _top(scores, s.top_k)
-            scores = scores[ids]
-        p = np.exp((scores - scores.max()) / np.float32(s.temperature)).astype(np.float64)
-        p /= p.sum()
-        for choose, limit in ((_typical, s.typical), (_nucleus, s.top_p), (_at_least, s.min_p)):
-            chosen = choose(p, limit)
-            if chosen is not None:
-                ids, p = chosen if ids is None else ids[chosen], p[chosen] / p[chosen].sum()
-        sums = np.cumsum(p)
-        place = min(int(np.searchsorted(sums, self._random.random() * sums[-1], side="right")), len(p) - 1)
+        """A token from `scores`, whose largest is finite."""
+        s, top = self.sampling, scores.max()
+        heat = np.float32(max(s.temperature, _COLDEST))
+        if s.mirostat_tau:
+            return self._mirostat(np.exp((scores - top) / heat))
+        ids = _top(scores, s.top_k) if 0 < s.top_k < len(scores) else None
+        p = np.exp(((scores if ids is None else scores[ids]) - top) / heat)
+        for keep, limit, off in ((_typical, s.typical, 1), (_nucleus, s.top_p, 1), (_at_least, s.min_p, 0)):
+            if limit != off:
+                p *= keep(p, limit)
+        place = _place(p, self._random.random())
         return place if ids is None else int(ids[place])
+
+    def _mirostat(self, p: FloatArray) -> int:
+        """Mirostat 2.0 (Basu et al. 2020): a cut that moves so that surprise stays near tau bits.
+
+        `p`: probabilities up to a factor that makes the largest 1.
+        """
+        s, total = self.sampling, float(p.sum())
+        ids = np.flatnonzero(p >= min(1.0, total * 2.0**-self._mu))
+        token = int(ids[_place(p[ids], self._random.random())])
+        self._mu -= s.mirostat_eta * (-math.log2(p[token] / total) - s.mirostat_tau)
+        return token
 
 
 def _bias(sampling: Sampling, vocab_size: int) -> tuple[Ints, FloatArray] | None:
@@ -118,50 +154,106 @@ def _bias(sampling: Sampling, vocab_size: int) -> tuple[Ints, FloatArray] | None
     return np.array(list(table), np.int64), np.array(list(table.values()), np.float32)
 
 
-def _top(scores: FloatArray, k: int) -> Ints:
+def _no_numbers() -> FormatError:
+    return FormatError("the network gives logits that are not numbers", cure="its weights are damaged or overflow")
+
+
+# --- Candidates ---------------------------------------------------------------------------------------------------
+
+
+def _head(x: FloatArray, k: int) -> Ints:
+    """Ids, ascending, of at least the k largest, and seldom many more.
+
+    Of the maxima of many groups, k are no smaller than the k-th: so are then at least k entries.
+    """
+    rows = min(_GROUP, len(x) // (4 * k))
+    if rows < 2:
+        return np.arange(len(x))
+    groups = len(x) // rows
+    maxima = x[: rows * groups].reshape(rows, groups).max(axis=0)
+    return np.flatnonzero(x >= np.partition(maxima, groups - k)[groups - k])
+
+
+def _top(x: FloatArray, k: int) -> Ints:
     """Ids of the k largest, ascending; of equal ones the lowest ids."""
-    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-    above, equal = np.flatnonzero(scores > threshold), np.flatnonzero(scores == threshold)
-    return np.sort(np.concatenate([above, equal[: k - len(above)]]))
+    head = _head(x, k)
+    values = x[head]
+    if len(head) == k:
+        return head
+    threshold = np.partition(values, len(head) - k)[len(head) - k]
+    above, equal = np.flatnonzero(values > threshold), np.flatnonzero(values == threshold)
+    return head[np.sort(np.concatenate([above, equal[: k - len(above)]]))]
 
 
-def _prefix(p: Doubles, order: Ints, mass: float) -> Ints:
-    """The shortest head of `order` that holds `mass`, ascending."""
-    count = int(np.searchsorted(np.cumsum(p[order]), mass * (1 - 1e-12))) + 1
-    return np.sort(order[:count])
+def _covering(p: FloatArray, rank: FloatArray, share: float) -> Flags:
+    """Marks the fewest places of highest `rank`, not negative, that hold `share` of p's sum; of equals the lowest."""
+    total = float(p.sum())
+    need, before = (share - _SLACK) * total, 0.0
+    kept = np.zeros(len(p), np.bool_)
+    edge = _head(rank, min(128, len(p)))
+    if float(p[edge].sum()) < share * total:
+        bits = rank.view(np.int32)  # floats that are not negative are in the order of their bits
+        low, high = 0, int(bits.max()) + 1  # those from `low` on hold enough, those from `high` on do not
+        while high - low > _EDGE:
+            middle = (low + high) // 2
+            mass = float((p * (bits >= middle)).sum())
+            low, high, before = (middle, high, before) if mass >= need else (low, middle, mass)
+        kept = bits >= high
+        edge = np.flatnonzero((bits >= low) & ~kept)
+    order = edge[np.argsort(-rank[edge], kind="stable")]
+    count = int(np.searchsorted(before + np.cumsum(p[order], dtype=np.float64), need)) + 1
+    kept[order[:count]] = True
+    return kept
 
 
-def _nucleus(p: Doubles, top_p: float) -> Ints | None:
-    """The likeliest tokens that hold `top_p` of the probability (Holtzman et al. 2020)."""
-    if top_p >= 1:
-        return None
-    # Tokens below (1 - top_p) / V hold less than 1 - top_p together: leave them out of the costly sort.
-    likely = np.flatnonzero(p >= (1 - top_p) / len(p))
-    return likely[_prefix(p[likely], np.argsort(-p[likely], kind="stable"), top_p)]
+def _nucleus(p: FloatArray, top_p: float) -> Flags:
+    """Marks the likeliest tokens that hold `top_p` of the probability (Holtzman et al. 2020)."""
+    return _covering(p, p, top_p)
 
 
-def _typical(p: Doubles, mass: float) -> Ints | None:
-    """The tokens whose surprise is nearest to the entropy (Meister et al. 2023)."""
-    if mass >= 1:
-        return None
-    surprise = -np.log(np.maximum(p, 1e-300))
-    distance = np.abs(surprise - np.sum(p * surprise))
-    distance[p == 0] = np.inf
-    return _prefix(p, np.argsort(distance, kind="stable"), mass)
+def _typical(p: FloatArray, mass: float) -> Flags:
+    """Marks the tokens whose surprise is nearest to the entropy (Meister et al. 2023)."""
+    share = p / p.sum()
+    surprise = -np.log(np.maximum(share, np.float32(1e-38)))
+    distance = np.abs(surprise - np.sum(share * surprise))
+    return _covering(p, np.where(p > 0, 1 / (distance + np.float32(_SLACK)), np.float32(0)), mass)
 
 
-def _at_least(p: Doubles, min_p: float) -> Ints | None:
-    """The tokens at least `min_p` times as likely as the likeliest (Nguyen et al. 2024)."""
-    return None if min_p <= 0 else np.flatnonzero(p >= min_p * p.max())
+def _at_least(p: FloatArray, min_p: float) -> Flags:
+    """Marks the tokens at least `min_p` times as likely as the likeliest (Nguyen et al. 2024)."""
+    return p >= np.float32(min_p) * p.max()
+
+
+def _place(p: FloatArray, at: float) -> int:
+    """The place that `at`, in [0, 1), falls on when each place is as wide as its p; never one without width."""
+    if len(p) <= _SMALL:
+        return _find(np.cumsum(p, dtype=np.float64), at)[0]
+    groups = len(p) // _GROUP
+    whole = p[: groups * _GROUP].reshape(_GROUP, groups)
+    rest = p[groups * _GROUP :]
+    group, at = _find(np.cumsum(np.append(whole.sum(axis=0), rest.sum()), dtype=np.float64), at)
+    if group == groups:
+        return groups * _GROUP + _place(rest, at)
+    return _place(whole[:, group], at) * groups + group
+
+
+def _find(sums: npt.NDArray[np.float64], at: float) -> tuple[int, float]:
+    """The first place whose running sum exceeds `at` of the last, and how far into it that is, in [0, 1)."""
+    goal = min(at * sums[-1], np.nextafter(sums[-1], 0))
+    place = int(np.searchsorted(sums, goal, side="right"))
+    before = sums[place - 1] if place else 0.0
+    return place, float((goal - before) / (sums[place] - before))
 
 
 # --- Log-probabilities --------------------------------------------------------------------------------------------
 
 
 def _log_total(logits: FloatArray) -> float:
-    """log sum exp, summed in float64."""
-    top = float(logits.max())
-    return top + float(np.log(np.sum(np.exp(logits - np.float32(top)), dtype=np.float64)))
+    """log sum exp. FormatError where it is not a number."""
+    top = logits.max()
+    if not math.isfinite(top):
+        raise _no_numbers()
+    return float(top) + math.log(float(np.exp(logits - top).sum()))
 
 
 def logprob(logits: FloatArray, token: int) -> float:

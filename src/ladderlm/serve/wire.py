@@ -15,7 +15,7 @@ Body = Mapping[str, Any]
 Prompt = str | tuple[int, ...]
 
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-# Ours -> the field's name on the wire, and whether it is whole. The last five are widely used extensions.
+# Ours -> the field's name on the wire, and whether it is whole. From typical on, widely used extensions.
 _NUMBERS = {
     "temperature": ("temperature", False),
     "top_p": ("top_p", False),
@@ -28,11 +28,17 @@ _NUMBERS = {
     "top_k": ("top_k", True),
     "repetition_penalty": ("repetition_penalty", False),
     "min_tokens": ("min_tokens", True),
+    "dry_multiplier": ("dry_multiplier", False),
+    "dry_base": ("dry_base", False),
+    "dry_allowed_length": ("dry_allowed_length", True),
+    "mirostat_eta": ("mirostat_eta", False),
 }
 DRAWING = ("temperature", "top_p", "top_k", "min_p")
+MIROSTAT_TAU = 5.0  # where a client asks for mirostat and no surprise
 MAX_TOP_LOGPROBS = 20
 MAX_COMPLETION_LOGPROBS = 100
 MAX_STOPS = 16
+MAX_BREAKERS = 64
 MAX_PROMPTS = 512
 
 
@@ -170,6 +176,9 @@ def sampling(body: Body, **settled: Any) -> Sampling:
         values["top_k"] = 0
     if "seed" in values:
         values["seed"] %= 2**63
+    values["mirostat_tau"] = _mirostat_tau(body)
+    if body.get("dry_sequence_breakers") is not None:
+        values["dry_breakers"] = _strings(body["dry_sequence_breakers"], "dry_sequence_breakers", MAX_BREAKERS)
     values["stop"] = _stop(body.get("stop"))
     values["stop_ids"] = _ids(body.get("stop_token_ids"), "stop_token_ids")
     values["logit_bias"] = _logit_bias(body.get("logit_bias"))
@@ -206,9 +215,11 @@ def _content(content: Any, where: str) -> str:
 
 
 def _response_format(body: Body) -> Mapping[str, Any] | None:
+    """The answer's form: of the OpenAI API, a regex, or a grammar, which may also stand by itself."""
     value = body.get("response_format")
     if value is None:
-        return None
+        grammar = _text(body, "grammar")
+        return {"type": "grammar", "grammar": grammar} if grammar else None
     kind = value.get("type") if isinstance(value, dict) else None
     if kind == "text":
         return None
@@ -219,7 +230,11 @@ def _response_format(body: Body) -> Mapping[str, Any] | None:
         if not isinstance(schema, dict) or not isinstance(schema.get("schema"), dict):
             raise UsageError("must hold an object `schema`", where="response_format.json_schema")
         return value
-    raise UsageError("type must be text, json_object or json_schema", where="response_format")
+    if kind in ("regex", "grammar"):
+        if not isinstance(value.get(kind), str):
+            raise UsageError(f"must hold a string `{kind}`", where="response_format")
+        return value
+    raise UsageError("type must be text, json_object, json_schema, regex or grammar", where="response_format")
 
 
 def _include_usage(body: Body) -> bool:
@@ -232,14 +247,24 @@ def _include_usage(body: Body) -> bool:
 
 
 def _stop(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(s, str) for s in stops):
-        raise UsageError("must be a string or a list of strings", where="stop")
-    if len(stops) > MAX_STOPS:
-        raise UsageError(f"at most {MAX_STOPS} stop strings", where="stop")
-    return tuple(stops)
+    return () if value is None else _strings([value] if isinstance(value, str) else value, "stop", MAX_STOPS)
+
+
+def _strings(value: Any, where: str, most: int) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(s, str) for s in value):
+        raise UsageError("must be a list of strings", where=where)
+    if len(value) > most:
+        raise UsageError(f"at most {most} strings", where=where)
+    return tuple(value)
+
+
+def _mirostat_tau(body: Body) -> float:
+    """The surprise to hold; 0 where mirostat is off. Its switch is called `mirostat` or `mirostat_mode`."""
+    name = "mirostat_mode" if body.get("mirostat_mode") is not None else "mirostat"
+    mode, tau = _integer(body, name, 0, 2), _number(body, "mirostat_tau")
+    if mode == 1:
+        raise UsageError("only version 2 of mirostat is known", where=name, cure="send 2, or 0 for none")
+    return 0.0 if not mode else MIROSTAT_TAU if tau is None else tau
 
 
 def _ids(value: Any, where: str) -> tuple[int, ...]:

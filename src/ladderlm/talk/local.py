@@ -31,6 +31,7 @@ class LocalChat:
     def __init__(self, files: ModelFiles, engine: Engine) -> None:
         self.files, self.engine = files, engine
         self.tokenizer = files.tokenizer
+        self._tokens_with = functools.lru_cache(16)(self._holding)
 
     @property
     def name(self) -> str:
@@ -85,6 +86,9 @@ class LocalChat:
         inner = dataclasses.replace(
             sampling, stop=(), stop_ids=tuple(dict.fromkeys((*sampling.stop_ids, *self.tokenizer.stop_ids)))
         )
+        if sampling.dry_multiplier:
+            breakers = (*sampling.dry_breaker_ids, *self._tokens_with(sampling.dry_breakers))
+            inner = dataclasses.replace(inner, dry_breakers=(), dry_breaker_ids=breakers)
         choices = [Detokeniser(self.tokenizer, sampling.stop, begins=begins) for _ in range(sampling.n)]
         tokens, running, usage = 0, set(range(sampling.n)), None
         stream = cast("Generator[Delta]", self.engine.generate(ids, inner, cancel=cancel, deadline=deadline))
@@ -163,6 +167,10 @@ class LocalChat:
         first = [self.tokenizer.token_bytes(i)[:1] for i in range(self.tokenizer.vocab_size)]
         wordlike = [bool(b) and (b.isalnum() or b >= b"\x80" or b == b"'") for b in first]
         return np.array(wordlike + [False] * (self.engine.vocab_size - len(wordlike)))
+
+    def _holding(self, texts: tuple[str, ...]) -> tuple[int, ...]:
+        """Tokens whose text holds one of `texts`."""
+        return tuple(i for i in range(self.tokenizer.vocab_size) if any(t in self._text(i) for t in texts))
 
     def _logprobs(self, ids: Sequence[int]) -> np.ndarray:
         row_V = self.engine.next_logits(ids).astype(np.float64)

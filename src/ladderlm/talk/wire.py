@@ -31,6 +31,11 @@ _EXTENDED = {
     "min_p": "min_p",
     "typical": "typical_p",
     "repetition_penalty": "repetition_penalty",
+    "dry_multiplier": "dry_multiplier",
+    "dry_base": "dry_base",
+    "dry_allowed_length": "dry_allowed_length",
+    "mirostat_tau": "mirostat_tau",
+    "mirostat_eta": "mirostat_eta",
     "min_tokens": "min_tokens",
 }
 _PLAIN = Sampling()
@@ -51,6 +56,10 @@ def sampling_body(sampling: Sampling, limit_name: str) -> dict[str, Any]:
     for ours, theirs in (_STANDARD | _EXTENDED).items():
         if (value := getattr(sampling, ours)) != getattr(_PLAIN, ours):
             body[theirs] = value
+    if sampling.mirostat_tau:
+        body["mirostat"] = 2
+    if sampling.dry_breakers != _PLAIN.dry_breakers:
+        body["dry_sequence_breakers"] = list(sampling.dry_breakers)
     if sampling.max_tokens is not None:
         body[limit_name] = sampling.max_tokens
     if sampling.stop:
