@@ -257,7 +257,7 @@ class Sampling(Value):
         if self.best_of is not None and self.best_of < self.n:
             raise UsageError("best_of must be at least n", where=f"best_of={self.best_of}, n={self.n}")
         if not (all(self.stop) and all(self.dry_breakers)):
-            raise UsageError("a stop string must not be empty", where="stop, dry_breakers")
+            raise UsageError("a stop string must not be empty", where="stop")
 
 
 def _within(name: str, value: float, low: float, high: float, open_low: bool = False) -> None:
@@ -354,7 +354,7 @@ class Completion(Value):
             usage, prompt = d.usage or usage, d.prompt or prompt
             if not (d.text or d.tokens or d.finish_reason):
                 continue
-            fresh = {"text": [], "reasoning": [], "tool_call": [], "tokens": [], "finish_reason": None}
+            fresh: dict[str, Any] = {"text": [], "reasoning": [], "tool_call": [], "tokens": [], "finish_reason": None}
             p = parts.setdefault(d.index, fresh)
             p[d.part].append(d.text)
             p["tokens"].extend(d.tokens)
