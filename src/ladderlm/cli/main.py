@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("ladderlm.cli.eval:main", "perplexity, accuracy, F1, BLEU, ROUGE, with intervals"),
     "export": ("ladderlm.cli.export:export", "to a folder, GGUF, a bundle, or 8 or 4 bits; the result is verified"),
     "verify": ("ladderlm.cli.export:verify", "are two forms of a model the same model?"),
+    "bench": ("ladderlm.cli.bench:main", "speed and memory here, against other programs and the machine's most"),
     "serve": ("ladderlm.cli.serve:main", "an OpenAI-compatible server and a chat page"),
     "runs": ("ladderlm.cli.runs:main", "list runs, show one"),
     "doctor": ("ladderlm.cli.doctor:main", "what this machine has, and what is missing"),

@@ -1,0 +1,122 @@
+"""What the machine can do at most, measured: bytes read from memory, and multiplications with additions, a second.
+
+A figure of speed means little without these two (the roofline model: Williams, Waterman and Patterson 2009). Both are
+the work of `threads` threads together, and of the same instructions the kernels use.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from ladderlm.engine.simd import (
+    F32,
+    I32,
+    I64,
+    WIDE,
+    Codegen,
+    add,
+    broadcast,
+    fma,
+    kernel,
+    load,
+    load_vector,
+    splat,
+    total,
+)
+from ladderlm.engine.team import Team
+
+BUFFER = 2**28  # bytes: far beyond any cache
+CHAINS = 12 if WIDE else 6  # sums that do not wait for each other, as many as the registers hold
+ROUNDS = 2**18
+
+
+class Ceiling(NamedTuple):
+    """`read_bytes` and `operations` a second (a multiplication with its addition counts 2), of kind `arithmetic`."""
+
+    read_bytes: float
+    operations: float
+    arithmetic: str
+
+
+class Meter:
+    """Measures the ceilings, again and again, on `threads` threads. Close it, or its threads stay."""
+
+    def __init__(self, threads: int) -> None:
+        self._team = Team(threads)
+        self._buffer = np.ones(BUFFER // 4, np.float32)
+        self._sums = np.zeros((threads, 16), np.float32)
+        self._passes()  # compiles
+
+    def measure(self, seconds: float = 0.2) -> Ceiling:
+        """The best of repeated passes, for about `seconds` each."""
+        operations = self._team.size * ROUNDS * CHAINS * 16 * 2
+        read, computed = self._passes()
+        return Ceiling(BUFFER / _best(read, seconds), operations / _best(computed, seconds), "float32 fma")
+
+    def close(self) -> None:
+        self._team.close()
+
+    def _passes(self) -> tuple[Callable[[], None], Callable[[], None]]:
+        here, sums = self._buffer.ctypes.data, self._sums
+        calls = (
+            lambda: self._team.run(_read, here, BUFFER, sums),
+            lambda: self._team.run(_compute, here, ROUNDS, sums),
+        )
+        for call in calls:
+            call()
+        return calls
+
+
+def _best(call: Callable[[], None], seconds: float) -> float:
+    """The shortest time of a call."""
+    best, until = float("inf"), time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        call()
+        end = time.perf_counter()
+        best = min(best, end - start)
+        if end > until:
+            return best
+
+
+@kernel
+def _read(tid: int, size: int, address: int, count: int, sums: Any) -> None:
+    """Adds up this thread's part of `count` bytes, in four sums."""
+    part = count // size // 256 * 256
+    here = address + tid * part
+    a = b = c = d = splat(np.float32(0))
+    for at in range(here, here + part, 256):
+        a, b = add(a, load(at)), add(b, load(at + 64))
+        c, d = add(c, load(at + 128)), add(d, load(at + 192))
+    sums[tid, 0] = total(add(add(a, b), add(c, d)))
+
+
+@kernel
+def _compute(tid: int, size: int, address: int, rounds: int, sums: Any) -> None:
+    sums[tid, 0] = _chains(address, rounds)
+
+
+@intrinsic
+def _chains(typing_context: Any, address: Any, rounds: Any) -> tuple[Any, Codegen]:
+    """`rounds` times CHAINS vectors of 16 products added to sums that stay in registers; one of the results."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        sums = [cgutils.alloca_once_value(builder, load_vector(builder, args[0], 64 * i)) for i in range(CHAINS)]
+        factor, step = broadcast(builder, ir.Constant(F32, 0.5)), load_vector(builder, args[0])
+        with cgutils.for_range(builder, args[1], intp=I64):
+            for place in sums:
+                builder.store(fma(builder, builder.load(place), factor, step), place)
+        whole = builder.load(sums[0])
+        for place in sums[1:]:
+            whole = builder.fadd(whole, builder.load(place))
+        return builder.extract_element(whole, ir.Constant(I32, 0))
+
+    return types.float32(types.int64, types.int64), codegen
