@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
 
 from engine_models import KindWeights, byte_tokenizer, tiny  # noqa: E402
+from test_hot import lora, virtual  # noqa: E402
 
 from ladderlm.engine.backend import Piece  # noqa: E402
 from ladderlm.engine.engine import Engine  # noqa: E402
@@ -29,6 +30,7 @@ IDS = [(31 * i + 7) % 250 for i in range(150)]
 BIASED: dict[str, Any] = {"qkv_bias": True, "out_bias": True, "mlp_bias": True, "norm_bias": True, "norm": "layer"}
 LONG = {"rope_type": "longrope", "short_factor": [1.0 + i / 2 for i in range(8)],
         "long_factor": [4.0 + i / 2 for i in range(8)], "original_max_position_embeddings": 50}  # fmt: skip
+VIRTUAL = ("prompt", "prefix")
 MOE: dict[str, Any] = {"experts": 5, "experts_used": 2, "expert_hidden": 32}
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -164,6 +166,26 @@ def test_a_layer_is_one_graph_for_the_compiler() -> None:
         expected = pieces(plain, [20, 1])
         ours._graphs.step = torch.compile(ours._graphs.step, backend="eager", fullgraph=True, dynamic=False)
         np.testing.assert_allclose(pieces(ours, [20, 1]), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "experts"])
+def test_adapters_are_as_in_the_reference(name: str) -> None:
+    ours, plain = backend(SHAPES[name])
+    arch, results = ours.arch, []
+    for network in (ours, plain):
+        loaded = [network.adapt(a) for a in (lora(arch), lora(arch, seed=1), *(virtual(arch, k) for k in VIRTUAL))]
+        starts = [a.start.fork(len(a.start)) for a in loaded]
+        plainly = network.cache()
+        step = [Piece(c, IDS[i : i + 9], 7, a) for i, (c, a) in enumerate(zip(starts, loaded, strict=True))]
+        found = [network.run([step[0], Piece(plainly, IDS[:12], 0), *step[1:]]).copy()]
+        last = [Piece(c, [i], 0, a) for i, (c, a) in enumerate(zip(starts, loaded, strict=True))]
+        found.append(network.run([*last, Piece(plainly, [3], 0)]).copy())
+        results.append(found)
+    for mine, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
+    bare = ours.cache()
+    ours.run([Piece(bare, IDS[:9], 9)])
+    assert np.abs(ours.run([Piece(bare, [0], 0)]) - results[0][1][0]).max() > 0.01, "the adapter changes something"
 
 
 def test_shapes_of_a_step_are_few() -> None:

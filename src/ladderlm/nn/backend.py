@@ -16,21 +16,24 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from ladderlm import engine, events
 from ladderlm.engine.backend import Piece
 from ladderlm.engine.cache import BLOCK, KVCache
+from ladderlm.engine.hot import VIRTUAL, LoadedAdapter
 from ladderlm.errors import UsageError
 from ladderlm.models import rope
+from ladderlm.models.adapter import Adapter, fit
 from ladderlm.models.arch import Architecture
 from ladderlm.models.weights import Weights
 from ladderlm.nn.blocks import Attention, FeedForward, Layer
 from ladderlm.nn.decoder import Decoder
 from ladderlm.nn.graphs import Graphs
 from ladderlm.nn.paged import Angles, Pool, View, page_bytes, view
-from ladderlm.nn.quantised import Joined, Matrix, Rows, host
+from ladderlm.nn.quantised import Adapted, Joined, Matrix, Rows, host
 from ladderlm.types import FloatArray
 
 if TYPE_CHECKING:
@@ -81,7 +84,8 @@ class TorchBackend:
         self.arch, self.device = arch, find_device(device)
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         events.emit("load", f"loading the weights onto {self.device}")
-        self._decoder, self._head = place(arch, weights, self.device, self.dtype)
+        self._adapted = Adapted()
+        self._decoder, self._head = place(arch, weights, self._adapted, self.device, self.dtype)
         events.emit("load", finished=True)
         self._layers = [layer for layer in self._decoder.model.layers if isinstance(layer, Layer)]
         pages = (kv_bytes or self._free_bytes()) // page_bytes(arch, self.dtype)
@@ -115,16 +119,33 @@ class TorchBackend:
 
         Raises Overloaded, and appends nothing, where the pool is full.
         """
-        for piece in pieces:
-            piece.cache.reserve(len(piece.cache) + len(piece.ids))
-        if all(len(ids) == 1 and want == 0 for _, ids, want in pieces) and len(pieces) <= self._graphs.most:
-            logits_NV = self._graphs.run([(c.addresses, len(c), ids[0]) for c, ids, _ in pieces])
-        else:
-            logits_NV = self._mixed(pieces)
-        found = self._fetch(logits_NV)
-        for cache, ids, _ in pieces:
+        for cache, ids, _, _ in pieces:
+            cache.reserve(len(cache) + len(ids))
+        found = self._fetch(self._pass(pieces) if _plain(pieces) else self._passes(pieces))
+        for cache, ids, _, _ in pieces:
             cache.ids.extend(ids)
         return found
+
+    @torch.no_grad()
+    def adapt(self, adapter: Adapter) -> LoadedAdapter:
+        """Takes up an adapter. FormatError where it does not fit."""
+        adapter, start = fit(adapter, self.arch), self.cache()
+        if adapter.virtual is not None:
+            start.reserve(adapter.tokens)
+            start.ids = [VIRTUAL] * adapter.tokens
+            virtual = self._values(adapter.virtual)
+            at = np.arange(adapter.tokens)
+            slots = self._slots(start, at)
+            if adapter.kind == "prefix":
+                self._pool.pages.flatten(2, 3)[:, :, self._tensor(slots)] = virtual
+            else:
+                placed = self._tensor(np.stack([0 * at, at, 0 * at + len(at), slots]))
+                unscaled = virtual / self.arch.embed_scale  # which is applied to every embedding
+                self._hidden(placed, [self._view(0, [range(adapter.tokens)], [start])], unscaled)
+        scale = np.float32(adapter.scale)
+        return LoadedAdapter(
+            adapter, {n: (self._values(a), self._values(scale * b)) for n, (a, b) in adapter.pairs.items()}, start
+        )
 
     def update(self, weights: Weights) -> None:
         """Other weights of the same shapes and precisions, in place, so that recorded graphs go on with them."""
@@ -151,6 +172,38 @@ class TorchBackend:
     def _tensor(self, values: object) -> Tensor:
         return torch.as_tensor(np.asarray(values, np.int64)).to(self.device, non_blocking=True)
 
+    def _values(self, values: FloatArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, self.dtype)
+
+    def _pass(self, pieces: Sequence[Piece]) -> Tensor:
+        """logits_NV of pieces that have one adapter, or none."""
+        single = all(len(p.ids) == 1 and p.want == 0 for p in pieces) and len(pieces) <= self._graphs.most
+        if single and not self._adapted.pairs:
+            return self._graphs.run([(p.cache.addresses, len(p.cache), p.ids[0]) for p in pieces])
+        return self._mixed(pieces)
+
+    def _passes(self, pieces: Sequence[Piece]) -> Tensor:
+        """logits_NV of any pieces: those of each adapter in a pass of their own."""
+        groups: dict[int, list[int]] = {}
+        for i, piece in enumerate(pieces):
+            groups.setdefault(id(piece.adapter) if piece.adapter and piece.adapter.packed else 0, []).append(i)
+        rows: dict[int, Tensor] = {}
+        for members in groups.values():
+            adapter = pieces[members[0]].adapter
+            self._adapted.pairs = adapter.packed if adapter else {}
+            try:
+                logits_NV = self._pass([pieces[i] for i in members]).clone()
+            finally:
+                self._adapted.pairs = {}
+            split = logits_NV.split([len(pieces[i].ids) - pieces[i].want for i in members])
+            rows.update(zip(members, split, strict=True))
+        return torch.cat([rows[i] for i in range(len(pieces))])
+
+    @staticmethod
+    def _slots(cache: KVCache, at: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where in the pool a sequence's positions are."""
+        return cache.addresses[at // BLOCK] * BLOCK + at % BLOCK
+
     def _mixed(self, pieces: Sequence[Piece]) -> Tensor:
         """logits_NV of the wanted rows of pieces of any lengths: single tokens share a view, each other has its own."""
         order = sorted(range(len(pieces)), key=lambda i: len(pieces[i].ids) != 1)
@@ -158,27 +211,27 @@ class TorchBackend:
         positions, ends, slots, views = [], [], [], []
         rows: dict[int, range] = {}
         for i in order:
-            cache, tokens, want = pieces[i]
+            cache, tokens, want, _ = pieces[i]
             start, end = len(cache), len(cache) + len(tokens)
             at = np.arange(start, end)
             rows[i] = range(len(ids) + want, len(ids) + len(tokens))
             ids.extend(tokens)
             positions.append(at)
             ends.append(np.full(len(at), end))
-            slots.append(cache.addresses[at // BLOCK] * BLOCK + at % BLOCK)
+            slots.append(self._slots(cache, at))
         wanted = [row for i in range(len(pieces)) for row in rows[i]]
         singles = [pieces[i] for i in order if len(pieces[i].ids) == 1]
         if singles:
-            views.append(self._view(0, [[len(c)] for c, _, _ in singles], [c for c, _, _ in singles]))
+            views.append(self._view(0, [[len(p.cache)] for p in singles], [p.cache for p in singles]))
         row = len(singles)
         for i in order[len(singles) :]:
             start, new = len(pieces[i].cache), len(pieces[i].ids)
-            views.append(self._view(row, [list(range(start, start + new))], [pieces[i].cache]))
+            views.append(self._view(row, [range(start, start + new)], [pieces[i].cache]))
             row += new
         placed = self._tensor(np.stack([np.asarray(ids), *map(np.concatenate, (positions, ends, slots))]))
         return self._score(self._hidden(placed, views)[self._tensor(wanted)])
 
-    def _view(self, row: int, positions: list[list[int]], caches: list[KVCache]) -> View:
+    def _view(self, row: int, positions: Sequence[Sequence[int]], caches: list[KVCache]) -> View:
         pages = max(max(p) for p in positions) // BLOCK + 1
         table_BP = self._tensor(np.stack([c.addresses[:pages] for c in caches]))
         return view(self.arch, row, self._tensor(positions), table_BP, self._slopes_H)
@@ -191,11 +244,11 @@ class TorchBackend:
         seen = view(self.arch, 0, positions_B[:, None], table_BP, self._slopes_H)
         return self._score(self._hidden(placed, [seen]))
 
-    def _hidden(self, placed_4N: Tensor, views: list[View]) -> Tensor:
-        """hidden_ND of tokens given as ids, positions, ends of their sequences, and places in the pool."""
+    def _hidden(self, placed_4N: Tensor, views: list[View], embedded_ND: Tensor | None = None) -> Tensor:
+        """hidden_ND of tokens given as ids (or `embedded_ND`), positions, ends of sequences, slots in the pool."""
         ids_N, positions_N, ends_N, slots_N = placed_4N
         body = self._decoder.model
-        x_ND = body.place(body.embed_tokens(ids_N), positions_N)
+        x_ND = body.place(body.embed_tokens(ids_N) if embedded_ND is None else embedded_ND, positions_N)
         turns = self._angles(positions_N, ends_N)
         for i, layer in enumerate(self._layers):
             x_ND = self._graphs.step(layer, x_ND, turns[i], self._pool.pages[i], slots_N, views)
@@ -218,11 +271,18 @@ class TorchBackend:
         return self._logits[:rows].numpy()
 
 
-def place(arch: Architecture, weights: Weights, device: torch.device, dtype: torch.dtype) -> tuple[Decoder, Matrix]:
+def _plain(pieces: Sequence[Piece]) -> bool:
+    """Whether no matrix is updated for any of them."""
+    return not any(p.adapter and p.adapter.packed for p in pieces)
+
+
+def place(
+    arch: Architecture, weights: Weights, adapted: Adapted, device: torch.device, dtype: torch.dtype
+) -> tuple[Decoder, Matrix]:
     """The decoder on `device`, its linears as matrices in their files' precision, and the matrix of its head."""
 
     def make(names: Sequence[str]) -> Matrix:
-        return Matrix(weights, names, device=device, dtype=dtype)
+        return Matrix(weights, names, adapted, device=device, dtype=dtype)
 
     with torch.device("meta"):
         decoder = Decoder(arch)

@@ -6,7 +6,8 @@ says, to the rounding of the device's dtype. Letters: O outputs, I inputs, N row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -39,10 +40,17 @@ def form(weights: Weights, name: str) -> Form:
     return Form(bits, KINDS[blocks.kind].weights // found.scale.shape[1], bits == 4 or found.low is not None)
 
 
+@dataclass(slots=True)
+class Adapted:
+    """The low-rank updates in force for all rows of a pass: tensor name -> (A, B), W + B A."""
+
+    pairs: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
 class Matrix(nn.Module):
     """Matrices of one width and form, one below the other, and their biases: x W^T + b, or single rows of W.
 
-    `names` without ".weight". `load` fills it, in place when called again.
+    `names` without ".weight"; `adapted` is shared by all of a network. `load` fills it, in place when called again.
     """
 
     weight: Tensor
@@ -51,8 +59,11 @@ class Matrix(nn.Module):
     low_OC: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, weights: Weights, names: Sequence[str], *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, weights: Weights, names: Sequence[str], adapted: Adapted, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
         super().__init__()
+        self.adapted = adapted
         self.names, self.dtype, self.form = tuple(names), dtype, form(weights, names[0] + ".weight")
         shapes = [weights.shape(name + ".weight") for name in names]
         self.sizes = [rows for rows, _ in shapes]
@@ -116,7 +127,17 @@ class Matrix(nn.Module):
 
     def forward(self, x_NI: Tensor) -> Tensor:
         y_NO = linear(x_NI, self.dense())
-        return y_NO if self.bias is None else y_NO + self.bias
+        if self.bias is not None:
+            y_NO = y_NO + self.bias
+        return self._update(x_NI, y_NO) if self.adapted.pairs else y_NO
+
+    def _update(self, x_NI: Tensor, y_NO: Tensor) -> Tensor:
+        parts = list(y_NO.split(self.sizes, -1))
+        for i, name in enumerate(self.names):
+            if name + ".weight" in self.adapted.pairs:
+                a_RI, b_OR = self.adapted.pairs[name + ".weight"]
+                parts[i] = parts[i] + linear(linear(x_NI, a_RI), b_OR)
+        return torch.cat(parts, -1)
 
     def dense(self) -> Tensor:
         """W in the dtype that is computed in."""
