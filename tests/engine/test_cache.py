@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ladderlm.engine.cache import HostBlock, KVCache, Prefixes
+from ladderlm.engine.cache import HostBlock, KVCache
+from ladderlm.engine.prefixes import Prefixes
 
 BYTES = 40
 
@@ -44,7 +45,7 @@ def test_a_longer_one_replaces_its_own_prefix_and_not_the_other_way() -> None:
     prefixes = Prefixes(10**6)
     for ids in ([1, 2], [1, 2, 3], [1, 2]):
         prefixes.keep(filled(ids))
-    assert len(prefixes._kept) == 1
+    assert len(prefixes) == 1
     assert take(prefixes, [1, 2, 3, 4]).ids == [1, 2, 3]
 
 

@@ -150,17 +150,17 @@ def test_closing_the_iterator_frees_the_request(engine: Engine) -> None:
     next(deltas)
     deltas.close()  # type: ignore[attr-defined]
     until = time.monotonic() + 5
-    while engine._active and time.monotonic() < until:
+    while engine._scheduler._active and time.monotonic() < until:
         time.sleep(0.01)
-    assert not engine._active
+    assert not engine._scheduler._active
 
 
 def test_a_slow_reader_pauses_only_itself(engine: Engine) -> None:
     slow = engine.generate(PROMPT, Sampling(logit_bias=BANNED_END, seed=1))
     next(slow)
     assert len(write(engine, PROMPT, max_tokens=100, logit_bias=BANNED_END).choices[0].ids) == 100
-    (request,) = engine._active
-    assert len(request.deltas) <= QUEUE + 1
+    (request,) = engine._scheduler._active
+    assert request.deltas.qsize() <= QUEUE + 1
     assert len(Completion.fold(slow).choices[0].ids) == 160 - len(PROMPT) - 1
 
 
@@ -186,11 +186,11 @@ def test_a_full_context_has_no_room(engine: Engine) -> None:
 def test_a_failing_step_ends_its_requests_and_not_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     arch = tiny()
     with Engine(on_cpu(arch, KindWeights(arch), threads=1)) as engine:
-        run = engine._network.run
-        monkeypatch.setattr(engine._network, "run", lambda pieces: 1 / 0)
+        run = engine._backend.run
+        monkeypatch.setattr(engine._backend, "run", lambda pieces: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.logits(PROMPT)
-        monkeypatch.setattr(engine._network, "run", run)
+        monkeypatch.setattr(engine._backend, "run", run)
         assert engine.logits(PROMPT).shape == (20, 257)
 
 

@@ -16,15 +16,29 @@ if TYPE_CHECKING:
 __all__ = ["check", "load", "on_cpu"]
 
 
-def load(files: ModelFiles, *, threads: int | None = None) -> Engine:
+def load(files: ModelFiles, *, threads: int | None = None, draft: ModelFiles | None = None) -> Engine:
     """An Engine for `files` on `threads` threads (default: the cores, at most 8). Close it, or use it in `with`.
 
-    Raises UsageError for a model that does not continue text, saying what it does instead.
+    `draft` is a smaller model with the same tokenizer that guesses what this one writes: same answers, sooner.
+    Raises UsageError for a model that does not continue text, saying what it does instead, and for a draft model
+    that cuts text into other tokens.
     """
     check(files)
     from ladderlm.engine.engine import Engine
 
-    return Engine(on_cpu(files.arch, files.weights, threads=threads, key=files.hash), files.tokenizer)
+    guesser = None
+    if draft is not None:
+        check(draft)
+        if _vocabulary(draft) != _vocabulary(files):
+            raise UsageError("a draft model must have the model's tokenizer", where=f"{draft.name} for {files.name}")
+        guesser = on_cpu(draft.arch, draft.weights, threads=threads, key=draft.hash)
+    backend = on_cpu(files.arch, files.weights, threads=threads, key=files.hash)
+    # The numpy reference sums in another order when a step has more rows: there, guesses could change an answer.
+    return Engine(backend, files.tokenizer, speculate=files.arch.compiled, draft=guesser)
+
+
+def _vocabulary(files: ModelFiles) -> list[str]:
+    return [files.tokenizer.token_text(i) for i in range(files.tokenizer.vocab_size)]
 
 
 def check(files: ModelFiles) -> None:

@@ -1,17 +1,16 @@
 """What the engine works on: a prompt to read, and the choices that grow from it.
 
-The engine's thread calls `read`, `began` and `wrote`; the caller's thread waits in `next` or `wait`. One lock, the
-engine's, guards what both touch.
+All of it runs on the engine's thread, but for the queue of deltas, which the caller's thread empties.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 
 from ladderlm.engine.cache import KVCache
 from ladderlm.engine.sample import Sampler, describe
+from ladderlm.engine.speculate import Guesses
 from ladderlm.types import Cancel, Delta, FinishReason, FloatArray, Sampling, Token, Usage
 
 QUEUE = 64  # deltas a slow reader may leave unread before its request pauses
@@ -28,17 +27,24 @@ class Request:
         *,
         cancel: Cancel | None = None,
         deadline: float | None = None,
+        priority: int = 0,
+        reusable: bool = True,
     ) -> None:
         self.ids, self.want, self.row = list(ids), want, row
-        self.cancel, self.deadline = cancel, deadline
-        self.abandoned = False
+        self.cancel, self.deadline, self.priority = cancel, deadline, priority
+        self.reusable = reusable  # whether others are likely to begin alike
+        self.rank = 0.0  # who comes first: the scheduler's
+        self.leader: tuple[Request, int] | None = None  # who is reading how much of this prompt's beginning already
+        self.active = False
+        self.begun = False  # the prompt is read
         self.cache: KVCache | None = None
         self.cached = 0  # prompt tokens whose keys and values were there already
         self.choices: list[Choice] = []
-        self.error: BaseException | None = None
+        self.abandoned = False  # nobody reads its deltas any more
+        self.held = False  # too many are unread
         self.finished = False
-        self.deltas: deque[Delta] = deque()
-        self.changed: threading.Condition | None = None
+        self.error: BaseException | None = None
+        self.deltas: SimpleQueue[Delta | None] = SimpleQueue()  # None: the end
 
     @property
     def length(self) -> int:
@@ -46,12 +52,28 @@ class Request:
         return len(self.ids)
 
     @property
-    def reading(self) -> bool:
-        return self.cache is None or len(self.cache) < len(self.ids)
+    def live(self) -> list[Choice]:
+        return [c for c in self.choices if c.reason is None]
 
     @property
+    def caches(self) -> list[KVCache]:
+        return [c for c in (self.cache, *(choice.cache for choice in self.choices)) if c is not None]
+
+    @property
+    def restartable(self) -> bool:
+        """Whether it can give its memory back and read again what it has read: no row was handed out while reading."""
+        return self.begun or self.cache is None or len(self.cache) <= self.want
+
+    def restart(self) -> None:
+        """Gives its memory back. What it wrote stays, to be read again."""
+        self.cache = None
+        for choice in self.choices:
+            choice.cache = None
+
     def paused(self) -> bool:
-        return False
+        """Whether its reader is so slow that it must wait; it goes on when half of the queue is read."""
+        self.held = self.deltas.qsize() >= (QUEUE // 2 if self.held else QUEUE)
+        return self.held
 
     def read(self, start: int, rows: FloatArray) -> None:
         """Logits of prompt positions from `start` on."""
@@ -61,22 +83,35 @@ class Request:
 
     def began(self, logits: FloatArray) -> None:
         """The prompt is read; `logits` are those after its last token."""
-        self.finished = True
+        self.begun = self.finished = True
 
     def stop(self, reason: FinishReason) -> None:
         """Ends it early."""
         self.finished = True
 
+    def end(self, error: BaseException | None = None) -> None:
+        """The last call: frees its memory and tells its reader."""
+        self.error, self.finished = self.error or error, True
+        self.cache = self.leader = None
+        for choice in self.choices:
+            choice.cache = choice.guesses = None
+        self.deltas.put(None)
+
 
 class Choice:
-    """One answer in the making: its cache, its sampler and the token to feed next."""
+    """One answer in the making: its sampler, and the prompt and what follows; the last of `ids` is still to be fed."""
 
     def __init__(self, index: int, sampler: Sampler) -> None:
         self.index, self.sampler = index, sampler
+        self.ids: list[int] = []
         self.cache: KVCache | None = None
-        self.feed: int = -1
         self.reason: FinishReason | None = None
         self.tokens: list[Token] = []
+        self.guesses: Guesses | None = None  # what speculation knows of it
+
+    @property
+    def want(self) -> int:
+        return len(self.ids) - 1
 
 
 class Generation(Request):
@@ -91,8 +126,9 @@ class Generation(Request):
         *,
         cancel: Cancel | None = None,
         deadline: float | None = None,
+        priority: int = 0,
     ) -> None:
-        super().__init__(ids, len(ids) - 1, cancel=cancel, deadline=deadline)
+        super().__init__(ids, len(ids) - 1, cancel=cancel, deadline=deadline, priority=priority)
         self.sampling, self.limit = sampling, limit
         self.choices = [Choice(i, sampler) for i, sampler in enumerate(samplers)]
         self._buffered = len(samplers) > sampling.n
@@ -106,14 +142,6 @@ class Generation(Request):
     def length(self) -> int:
         return len(self.ids) + len(self.choices) * self.limit
 
-    @property
-    def paused(self) -> bool:
-        return len(self.deltas) >= QUEUE
-
-    @property
-    def live(self) -> list[Choice]:
-        return [c for c in self.choices if c.reason is None]
-
     def _prompt_row(self, position: int, logits: FloatArray) -> None:
         if position + 1 < len(self.ids):
             self._prompt.append(describe(logits, self.ids[position + 1], self.sampling.prompt_logprobs or 0))
@@ -121,37 +149,55 @@ class Generation(Request):
     def began(self, logits: FloatArray) -> None:
         """Forks the prompt's cache into the choices, each of which draws its first token."""
         assert self.cache is not None
+        self.begun = True
         if self._prompt:
-            self.deltas.append(Delta(prompt=tuple(self._prompt)))
+            self.deltas.put(Delta(prompt=tuple(self._prompt)))
         for choice in self.choices:
             choice.cache = self.cache if choice is self.choices[-1] else self.cache.fork(len(self.ids))
+            choice.ids = list(self.ids)
             if self.limit == 0:
                 self._end(choice, "length")
             else:
-                self.wrote(choice, logits)
+                self.wrote(choice, logits[None])
+        self.cache = None
         self._finish_if_done()
 
-    def wrote(self, choice: Choice, logits: FloatArray) -> None:
-        """Draws the next token of `choice`."""
-        token = choice.sampler.next(logits)
-        assert token.id is not None
-        if token.id in choice.sampler.stop_ids:
-            self._end(choice, "stop")
-            return
-        choice.feed = token.id
-        choice.tokens.append(token)
-        if not self._buffered:
-            self.deltas.append(Delta(choice.index, tokens=(token,)))
-        grammar = choice.sampler.grammar
-        if grammar is not None and grammar.done:
-            self._end(choice, "stop")
-        elif len(choice.tokens) >= self.limit:
-            self._end(choice, "length")
+    def wrote(self, choice: Choice, rows: FloatArray, draft: Sequence[int] = ()) -> int:
+        """Draws the next tokens of `choice`: row i + 1 counts only if token i of `draft` was drawn from row i.
+
+        So each token is drawn from the very logits, by the very sampler state, that it would be without a draft.
+        Returns how many tokens of the draft were right.
+        """
+        new: list[Token] = []
+        right, reason = 0, None
+        for i, logits in enumerate(rows):
+            token = choice.sampler.next(logits)
+            assert token.id is not None
+            if token.id in choice.sampler.stop_ids:
+                reason = "stop"
+                break
+            new.append(token)
+            choice.ids.append(token.id)
+            grammar = choice.sampler.grammar
+            if grammar is not None and grammar.done:
+                reason = "stop"
+            elif len(choice.tokens) + len(new) >= self.limit:
+                reason = "length"
+            if i < len(draft) and draft[i] == token.id:
+                right += 1
+            if reason or right <= i:
+                break
+        choice.tokens += new
+        if new and not self._buffered:
+            self.deltas.put(Delta(choice.index, tokens=tuple(new)))
+        if reason:
+            self._end(choice, "stop" if reason == "stop" else "length")
+        return right
 
     def _end(self, choice: Choice, reason: FinishReason) -> None:
         choice.reason = reason
         if not self._buffered:
-            self.deltas.append(Delta(choice.index, finish_reason=reason))
+            self.deltas.put(Delta(choice.index, finish_reason=reason))
         self._finish_if_done()
 
     def _finish_if_done(self) -> None:
@@ -160,9 +206,9 @@ class Generation(Request):
         if self._buffered:
             best = sorted(self.choices, key=lambda c: -c.sampler.total_logprob / max(1, c.sampler.written))
             for index, choice in enumerate(best[: self.sampling.n]):
-                self.deltas.append(Delta(index, tokens=tuple(choice.tokens), finish_reason=choice.reason))
+                self.deltas.put(Delta(index, tokens=tuple(choice.tokens), finish_reason=choice.reason))
         written = sum(len(c.tokens) for c in self.choices)
-        self.deltas.append(Delta(usage=Usage(len(self.ids), written, self.cached)))
+        self.deltas.put(Delta(usage=Usage(len(self.ids), written, self.cached)))
         self.finished = True
 
     def stop(self, reason: FinishReason) -> None:
