@@ -41,10 +41,11 @@ class Clock:
     """Seconds of a step as base + slope * rows, from the steps so far, old ones forgotten; and of a prompt's row."""
 
     FORGET = 0.98
-    PRIOR = 0.1  # a row's cost, of the base, before anything was measured
-    WEIGHT = 20.0  # of that prior, in steps that differ by a row
+    PRIOR = 0.1  # a further row's cost, of a step with one, before anything was measured
+    WEIGHT = 10.0  # of what is believed of it, in steps that differ by a row
 
     def __init__(self) -> None:
+        self._share = self.PRIOR  # what is believed of it: steps that are all alike say nothing, and forget nothing
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
         self._base, self._slope = 0.0, 0.0
         self.prompt_row = 0.0  # seconds of a prompt's token in a large step; 0: not known
@@ -58,10 +59,11 @@ class Clock:
         self._xx, self._xy = f * self._xx + rows * rows, f * self._xy + rows * seconds
         x, y = self._x / self._weight, self._y / self._weight
         spread, shared = self._xx - self._weight * x * x, self._xy - self._weight * x * y
-        prior = y / (1 / self.PRIOR + x)
-        slope = (shared + self.WEIGHT * prior) / (spread + self.WEIGHT)
-        self._slope = min(max(slope, 0.005 * y), y / x)
+        believed = self._share * y / (1 + self._share * (x - 1))
+        slope = (shared + self.WEIGHT * believed) / (spread + self.WEIGHT)
+        self._slope = min(max(slope, 0.0), y / x)
         self._base = y - self._slope * x
+        self._share = max(0.005, self._slope / self.seconds(1))
 
     def add_prompt(self, rows: int, prompt_rows: int, seconds: float) -> None:
         """A step of `rows` single tokens and `prompt_rows` of prompts took `seconds`."""
@@ -174,7 +176,8 @@ class Speculation:
         return []
 
     def _remembered(self, ids: list[int], most: int) -> list[int]:
-        last, out = ids[-CONTEXT:], []
+        out: list[int] = []
+        last = ids[-CONTEXT:]
         if len(last) == CONTEXT:
             while len(out) < most:
                 token = int(self._history[hash(tuple(last)) % TABLE])
