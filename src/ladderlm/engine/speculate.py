@@ -33,14 +33,14 @@ GRAM = 3  # tokens that must agree with an earlier place
 CONTEXT = 4  # tokens that the history is looked up by
 TABLE = 1 << 16  # entries of the history
 LONGEST = 15  # tokens guessed at a time
-REST = 16  # tokens a source rests the first time that it does not pay; then twice as many, and so on
+REST = 32  # tokens a source rests the first time that it does not pay; then twice as many, and so on
 MARGIN = 1.3  # by how much a guess must pay: what is measured is uncertain, and guessing costs time itself
 
 
 class Clock:
     """Seconds of a step as base + slope * rows, from the steps so far, old ones forgotten; and of a prompt's row."""
 
-    FORGET = 0.98
+    FORGET = 0.99
     PRIOR = 0.1  # a further row's cost, of a step with one, before anything was measured
     WEIGHT = 10.0  # of what is believed of it, in steps that differ by a row
 
@@ -53,7 +53,7 @@ class Clock:
     def add(self, rows: int, seconds: float) -> None:
         """A step of `rows` single tokens took `seconds`."""
         if self._weight > 5:
-            seconds = min(seconds, 3 * self.seconds(rows))  # another process had the cores: not the rows' cost
+            seconds = min(seconds, 2 * self.seconds(rows))  # another process had the cores: not the rows' cost
         f = self.FORGET
         self._weight, self._x, self._y = f * self._weight + 1, f * self._x + rows, f * self._y + seconds
         self._xx, self._xy = f * self._xx + rows * rows, f * self._xy + rows * seconds
@@ -92,13 +92,14 @@ class _Rate:
         self.value = 1 - (1 - self.value) * (1 - pace) ** right
         if wrong:
             self.value *= 1 - pace
-        if right > 1:
+        if right:
             self.rests = 0
 
-    def rest(self, written: int) -> None:
-        """It does not pay: not before `until` tokens are written."""
-        self.until = written + (REST << min(self.rests, 10))
-        self.rests += 1
+    def rest_if(self, price: float, written: int) -> None:
+        """After this guess none for a while, if it does not pay: not before `until` tokens are written."""
+        if self.value <= price:
+            self.until = written + (REST << min(self.rests, 10))
+            self.rests += 1
 
 
 class Guesses:
@@ -157,7 +158,7 @@ class Speculation:
         """Of `made` guessed tokens `right` were; `ids` is all there is now. `ended`: the answer stopped there."""
         if made:
             rate, wrong = guesses.rates[guesses.source], right < made and not ended
-            rate.add(right, wrong, 0.1)
+            rate.add(right, wrong, 0.1 if made > 1 else 0.3)
             everywhere = self._rates[guesses.source]
             everywhere = 1 - (1 - everywhere) * 0.98**right
             self._rates[guesses.source] = everywhere * (0.98 if wrong else 1)
@@ -172,6 +173,7 @@ class Speculation:
                 found = guesses.found(ids, length) if source == "prompt" else self._remembered(ids, length)
                 if found:
                     guesses.source = source
+                    guesses.rates[source].rest_if(price, len(ids))
                     return found
         return []
 
@@ -205,7 +207,9 @@ class Speculation:
             for i in ready:
                 guesses, ids, _ = choices[i]
                 assert guesses.cache is not None
-                guesses.source = "draft"
+                if not step:
+                    guesses.source = "draft"
+                    guesses.rates["draft"].rest_if(cost, len(ids))
                 pieces.append(Piece(guesses.cache, [out[i][-1] if step else ids[-1]], 0))
             began = time.perf_counter()
             logits = self._draft.run(pieces)
@@ -230,14 +234,11 @@ class Speculation:
 
 
 def _length(rate: _Rate, written: int, most: int, price: float) -> int:
-    """How many tokens to guess: as long as all of them are right more often than a row costs."""
+    """How many tokens to guess: as long as all of them are right more often than a row costs; after a rest, one."""
     if written < rate.until or most <= 0:
         return 0
-    if rate.until and rate.value <= price:
-        rate.value, rate.until = min(0.95, 1.5 * price), 0  # the rest is over: try again
     if rate.value <= price:
-        rate.rest(written)
-        return 0
+        return 1
     if rate.value >= 1 or price <= 0:
         return min(most, LONGEST)
     return min(most, LONGEST, int(math.log(price) / math.log(rate.value)))

@@ -24,7 +24,7 @@ from ladderlm.nn.blocks import Attention, Layer, Turns
 class Page:
     """A page in use; it returns to its pool with its last reference."""
 
-    __slots__ = ("_pool", "address")
+    __slots__ = ("__weakref__", "_pool", "address")
 
     def __init__(self, pool: Pool, number: int) -> None:
         self._pool, self.address = pool, number
