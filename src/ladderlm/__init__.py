@@ -28,6 +28,7 @@ _HOME = {
     "align": "train.align:run",
     "finetune": "train.finetune:run",
     "open_chat": "talk",
+    "open_embedder": "engine.embed",
     "open_model": "models",
     "pretrain": "train.pretrain:run",
 }

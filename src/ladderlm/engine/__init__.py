@@ -1,4 +1,4 @@
-"""Inference on the CPU: `load` a model and ask it for logits, answers and scores."""
+"""Inference on the CPU: `load` a model and ask it for logits, answers and scores; `load_embedder` for vectors."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from ladderlm.errors import UsageError
 
 if TYPE_CHECKING:
     from ladderlm.engine.backend import Backend
+    from ladderlm.engine.embed import Embedder
     from ladderlm.engine.engine import Engine
     from ladderlm.models.arch import Architecture
     from ladderlm.models.folder import ModelFiles
     from ladderlm.models.weights import Weights
 
-__all__ = ["check", "load", "on_cpu"]
+__all__ = ["check", "load", "load_embedder", "on_cpu"]
 
 
 def load(files: ModelFiles, *, threads: int | None = None, draft: ModelFiles | None = None) -> Engine:
@@ -46,7 +47,9 @@ def check(files: ModelFiles) -> None:
     arch = files.arch
     if arch.kind != "decoder":
         what = f"{files.name} does not continue text: it {arch.purpose}"
-        raise UsageError(what, where=f"{arch.family} {arch.kind}", cure="use it in Python with ladderlm.nn.load_model")
+        vectors = " (for vectors: open_embedder)" if arch.kind == "encoder" else ""
+        cure = f"use it in Python with ladderlm.nn.load_model{vectors}"
+        raise UsageError(what, where=f"{arch.family} {arch.kind}", cure=cure)
 
 
 def on_cpu(arch: Architecture, weights: Weights, *, threads: int | None = None, key: str | None = None) -> Backend:
@@ -55,3 +58,22 @@ def on_cpu(arch: Architecture, weights: Weights, *, threads: int | None = None, 
     from ladderlm.engine.plain import PlainNetwork
 
     return Network(arch, weights, threads=threads, key=key) if arch.compiled else PlainNetwork(arch, weights)
+
+
+def load_embedder(files: ModelFiles, *, pooling: str = "") -> Embedder:
+    """An Embedder for `files`, an encoder or a decoder. `pooling`: "mean", "cls" or "last" in the place of its own.
+
+    Raises UsageError for an encoder-decoder, and for layers after the pooling, which are not supported.
+    """
+    from ladderlm.engine.embed import Embedder
+    from ladderlm.engine.encoder import ReferenceEncoder
+    from ladderlm.engine.plain import Widened
+    from ladderlm.engine.reference import ReferenceDecoder
+
+    if files.arch.kind == "encoder-decoder":
+        raise UsageError(f"{files.name} makes no vectors: it {files.arch.purpose}", where=files.arch.family)
+    weights = Widened(files.weights)
+    if files.arch.kind == "encoder":
+        return Embedder(files, ReferenceEncoder(files.arch, weights).hidden_each, pooling=pooling)
+    decoder = ReferenceDecoder(files.arch, weights)
+    return Embedder(files, lambda documents: [decoder.hidden(ids) for ids in documents], pooling=pooling)
