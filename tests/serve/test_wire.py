@@ -49,6 +49,18 @@ def test_names_of_other_servers() -> None:
     assert wire.completion_request({"prompt": "a", "response_format": regex}).sampling.response_format == regex
 
 
+def test_embedding_requests() -> None:
+    asked = wire.embedding_request({"input": ["a", [1, 2]], "dimensions": 8, "encoding_format": "base64"})
+    assert asked == wire.EmbeddingRequest(None, ("a", (1, 2)), 8, True)
+    assert wire.embedding_request({"input": "a"}).documents == ("a",)
+    for body, field in (({}, "input"), ({"input": [{}]}, "input[0]"), ({"input": "a", "dimensions": 0}, "dimensions"),
+                        ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
+                        ({"input": ["a"] * 2049}, "input")):  # fmt: skip
+        with pytest.raises(UsageError) as refused:
+            wire.embedding_request(body)
+        assert (refused.value.where or "").split("=")[0] == field
+
+
 def test_null_means_absent() -> None:
     names = (
         "model",

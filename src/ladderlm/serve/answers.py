@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import codecs
 import math
 import secrets
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ladderlm.errors import AuthError, ContextOverflow, LadderError, NotFound, UsageError, outcome
-from ladderlm.types import Candidate, Choice, Completion, Delta, FinishReason, Token, Usage
+from ladderlm.types import Candidate, Choice, Completion, Delta, FinishReason, FloatArray, Token, Usage
 
 # A log-probability on the wire is finite (JSON has no -inf); OpenAI's own floor.
 FLOOR = -9999.0
@@ -44,6 +45,17 @@ def usage_body(usages: Iterable[Usage]) -> dict[str, Any]:
         "total_tokens": prompt + answer,
         "prompt_tokens_details": {"cached_tokens": sum(u.cached_tokens for u in usages)},
     }
+
+
+def vectors_body(name: str, vectors_ND: FloatArray, tokens: int, *, packed: bool) -> dict[str, Any]:
+    """/v1/embeddings; `packed`: each vector as base64 of little-endian float32."""
+    rows: list[Any] = vectors_ND.tolist()
+    if packed:
+        rows = [base64.b64encode(row.tobytes()).decode() for row in vectors_ND.astype("<f4")]
+    data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]
+    return {
+        "object": "list", "data": data, "model": name, "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }  # fmt: skip
 
 
 def table(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The routes: the OpenAI API's /v1/models, /v1/chat/completions and /v1/completions, our /v1/next, and the page."""
+"""The routes: the OpenAI API's /v1 models, chat/completions, completions and embeddings, our /v1/next, and the page."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from ladderlm.engine.embed import Embedder
+
 T = TypeVar("T")
 Object = dict[str, Any]
 Events = AsyncGenerator[list[Object], None]
@@ -62,6 +64,7 @@ def build_app(
         Route("/models/{name:path}", api.model),
         Route("/chat/completions", api.chat, methods=["POST"]),
         Route("/completions", api.completions, methods=["POST"]),
+        Route("/embeddings", api.embeddings, methods=["POST"]),
         Route("/next", api.next, methods=["POST"]),
     ]
     page = _Page(directory=PAGE, html=True)
@@ -137,6 +140,22 @@ class _Api:
             choices, answers.usage_body(c.usage for c in found.values())
         )
         return JSONResponse(body)
+
+    async def embeddings(self, request: Request) -> Response:
+        asked = wire.embedding_request(await self._body(request))
+        name = self._models.resolve(asked.model)
+
+        def work() -> Object:
+            with self._models.use(name) as chat:
+                embedder: Embedder | None = getattr(chat, "embedder", None)
+                if embedder is None:
+                    raise UsageError(f"{name!r} gives no vectors", where="model")
+                rows = [embedder.ids(d) if isinstance(d, str) else d for d in asked.documents]
+                found = embedder.embed(rows, dimensions=asked.dimensions)
+                return answers.vectors_body(name, found, sum(map(len, rows)), packed=asked.base64)
+
+        with self._bridge.admitted():
+            return JSONResponse(await self._bridge.call(work))
 
     async def next(self, request: Request) -> Response:
         asked = wire.next_request(await self._body(request))

@@ -8,12 +8,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ladderlm import events, store
-from ladderlm.errors import LadderError, NotFound, nearest
+from ladderlm.engine import check, load_embedder
+from ladderlm.errors import LadderError, NotFound, UsageError, nearest
+from ladderlm.models import open_model
 from ladderlm.models.fetch import CATALOGUE, fetched
 from ladderlm.models.reference import locate
-from ladderlm.types import Chat
+from ladderlm.types import Cancel, Chat, Conversation, Delta, Sampling
+
+if TYPE_CHECKING:
+    from ladderlm.models.folder import ModelFiles
 
 Opener = Callable[[str], Chat]
 Stamp = tuple[int, int] | None
@@ -182,7 +188,30 @@ def _stamp(ref: str) -> Stamp:
     return None
 
 
+class _Encoder:
+    """An encoder in the place of a Chat: it gives vectors and says that it does not chat."""
+
+    def __init__(self, files: ModelFiles) -> None:
+        self.embedder, self._files = load_embedder(files), files
+
+    def stream(
+        self,
+        conversation: Conversation,
+        sampling: Sampling,
+        *,
+        cancel: Cancel | None = None,
+        deadline: float | None = None,
+    ) -> Iterator[Delta]:
+        check(self._files)
+        return iter(())
+
+
 def _open_chat(ref: str) -> Chat:
     from ladderlm.talk import open_chat
 
-    return open_chat(ref)
+    try:
+        return open_chat(ref)
+    except UsageError:
+        if "://" in ref or (files := open_model(ref)).arch.kind != "encoder":
+            raise
+        return _Encoder(files)

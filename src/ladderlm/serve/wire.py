@@ -40,6 +40,7 @@ MAX_COMPLETION_LOGPROBS = 100
 MAX_STOPS = 16
 MAX_BREAKERS = 64
 MAX_PROMPTS = 512
+MAX_DOCUMENTS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,14 @@ class CompletionRequest:
     echo: bool
     stream: bool
     include_usage: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    model: str | None
+    documents: tuple[Prompt, ...]
+    dimensions: int | None
+    base64: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +136,17 @@ def completion_request(body: Body) -> CompletionRequest:
     return CompletionRequest(_text(body, "model"), asked, drawn, echo, stream, _include_usage(body))
 
 
+def embedding_request(body: Body) -> EmbeddingRequest:
+    """/v1/embeddings."""
+    form = _text(body, "encoding_format") or "float"
+    if form not in ("float", "base64"):
+        raise UsageError("must be float or base64", where="encoding_format")
+    documents = prompts(body.get("input"), "input")
+    if len(documents) > MAX_DOCUMENTS:
+        raise UsageError(f"at most {MAX_DOCUMENTS} texts in one request", where="input", cure="send several requests")
+    return EmbeddingRequest(_text(body, "model"), documents, _integer(body, "dimensions", 1), form == "base64")
+
+
 def next_request(body: Body) -> NextRequest:
     """/v1/next: {model, prompt, k}."""
     prompt = _text(body, "prompt")
@@ -145,12 +165,12 @@ def conversation(messages: Any) -> Conversation:
     return Conversation(turns)
 
 
-def prompts(value: Any) -> tuple[Prompt, ...]:
+def prompts(value: Any, where: str = "prompt") -> tuple[Prompt, ...]:
     """A string, token ids, or a list of either."""
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, list) or not value:
-        raise UsageError("must be a string, a list of token ids, or a list of these", where="prompt")
+        raise UsageError("must be a string, a list of token ids, or a list of these", where=where)
     if all(_is_id(v) for v in value):
         return (tuple(value),)
     found: list[Prompt] = []
@@ -160,7 +180,7 @@ def prompts(value: Any) -> tuple[Prompt, ...]:
         elif isinstance(item, list) and item and all(_is_id(v) for v in item):
             found.append(tuple(item))
         else:
-            raise UsageError(f"must be a string or token ids, not {_kind(item)}", where=f"prompt[{i}]")
+            raise UsageError(f"must be a string or token ids, not {_kind(item)}", where=f"{where}[{i}]")
     return tuple(found)
 
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from ladderlm.engine import load_embedder
 from ladderlm.errors import UsageError
 from ladderlm.text.detokenise import Detokeniser
 from ladderlm.text.render import render
 from ladderlm.types import Cancel, Candidate, Conversation, Delta, Sampling, Usage
 
 if TYPE_CHECKING:
+    from ladderlm.engine.embed import Embedder
     from ladderlm.engine.engine import Engine
     from ladderlm.models.folder import ModelFiles
 
@@ -109,6 +111,11 @@ class LocalChat:
                 if not running and usage is None and any(c.stopped for c in choices):
                     break  # a stop string ended the last choice: the engine need not go on
         yield Delta(usage=usage or Usage(len(ids), tokens))
+
+    @functools.cached_property
+    def embedder(self) -> Embedder:
+        """The same model as one that turns texts into vectors: a second copy of its weights, as float32."""
+        return load_embedder(self.files)
 
     def next(self, prompt: str | Conversation, k: int = 10) -> list[Candidate]:
         """The `k` likeliest next tokens of raw text, or of the answer to a conversation."""
