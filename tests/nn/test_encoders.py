@@ -18,6 +18,7 @@ transformers = pytest.importorskip("transformers")
 import foreign  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
+from ladderlm.engine import load_embedder  # noqa: E402
 from ladderlm.errors import FormatError, UsageError  # noqa: E402
 from ladderlm.models import families, open_model, save_model  # noqa: E402
 from ladderlm.models.arch import Architecture  # noqa: E402
@@ -334,5 +335,6 @@ def test_a_real_model_sees_texts_as_transformers_does(minilm: Path) -> None:
     wanted, got = asked(there, "none", ids, types), answered(encoder, {}, ids, types)
     assert all(float((got[key] - value).abs().max()) < CLOSE for key, value in wanted.items())
     found = vectors(encoder, documents)
+    assert abs(found - load_embedder(files).embed(TEXTS)).max() < CLOSE  # the same in numpy
     alike = found @ found.T
     assert min(alike[0, 1], alike[2, 3]) > 0.3 > 0.15 > alike[:2, 2:].max()
