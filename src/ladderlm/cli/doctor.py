@@ -13,6 +13,7 @@ from ladderlm import store
 from ladderlm.cli import show
 from ladderlm.cli.args import parse
 from ladderlm.config import option
+from ladderlm.talk.device import gpu_there
 
 EXTRAS = {"hub": ["huggingface-hub"], "serve": ["starlette", "uvicorn"], "train": ["torch"],
           "eval": ["sacrebleu", "rouge-score", "scikit-learn"]}  # fmt: skip
@@ -43,6 +44,7 @@ def report() -> dict[str, str]:
     }
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         rows["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB"
+    rows["device"] = "cuda" if gpu_there() else "cpu"
     for package in CORE:
         rows[package] = version(package) or "MISSING: pip install ladderlm"
     for extra, packages in EXTRAS.items():

@@ -13,6 +13,7 @@ from ladderlm.config import option
 from ladderlm.errors import UsageError, nearest
 from ladderlm.models.catalogue import DEFAULT_MODEL
 from ladderlm.talk import Talker, open_chat
+from ladderlm.talk.device import DEVICE
 from ladderlm.types import Delta, Sampling
 
 # Everything below space but tab and newline, and the 8-bit controls: a model's text must not steer the terminal.
@@ -26,12 +27,13 @@ class ModelFlags:
     model: str = option(DEFAULT_MODEL, "name, folder, file.gguf, run:ID, base+adapter, URL#model, or echo", short="-m")
     key_env: str = option("OPENAI_API_KEY", "environment variable that holds a remote's key")
     max_cost: float | None = option(None, "stop before a remote costs more (prices: [prices] in config.toml)")
+    device: str = option("auto", DEVICE)
     json: bool = option(False, "print JSON")
 
     def open(self) -> Talker:
         """The model, with progress shown while it is fetched, packed or compiled."""
         with show.progress():
-            return open_chat(self.model, key_env=self.key_env, max_cost=self.max_cost)
+            return open_chat(self.model, key_env=self.key_env, max_cost=self.max_cost, device=self.device)
 
 
 @dataclass(frozen=True)

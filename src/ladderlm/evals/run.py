@@ -26,6 +26,7 @@ from ladderlm.evals import classify, metrics, perplexity
 from ladderlm.evals.helped import Helped, did_it_help
 from ladderlm.evals.intervals import Interval, bootstrap
 from ladderlm.evals.report import Report
+from ladderlm.talk.device import DEVICE, load
 from ladderlm.types import Completion, Record, Sampling, Value
 
 LOWER_IS_BETTER = ("bits_per_byte", "perplexity")
@@ -49,6 +50,7 @@ class EvalConfig:
     skip_bad: bool = option(False, "leave out lines that cannot be read, and say how many")
     report: str = option("", "a folder to write report.md and report.html to")
     seed: int = option(0, "for examples and intervals")
+    device: str = option("auto", DEVICE)
     json: bool = option(False, "print JSON")
 
 
@@ -118,11 +120,10 @@ def _evaluate(config: EvalConfig, model: str, records: Sequence[Record], task: C
             raise FormatError(f"no evaluation for {kind} records", where=config.data, cure=f"known: {known}")
         if "#" in model and "://" in model:
             raise UsageError(f"{kind} records need a local model's probabilities", where=model)
-        from ladderlm import engine as engines
         from ladderlm.models import open_model
 
         files = open_model(model)
-        engine = engines.load(files)
+        engine = load(files, config.device)
         try:
             parts = measure(config, files, engine, records, task)
         finally:
@@ -201,7 +202,7 @@ _MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
 def _answers(config: EvalConfig, model: str, records: Sequence[Record]) -> dict[str, Any]:
     from ladderlm.talk import open_chat
 
-    chat = open_chat(model)
+    chat = open_chat(model, device=config.device)
     sampling = Sampling(temperature=0, max_tokens=config.max_tokens)
     prompts, references, answers = [], [], []
     for record in events.track(records, "answers", unit="records"):

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ladderlm import events
@@ -16,6 +17,8 @@ from ladderlm.models.fetch import DEFAULT_MODEL
 from ladderlm.serve.bridge import Bridge
 from ladderlm.serve.door import is_loopback
 from ladderlm.serve.models import Models, short_name
+from ladderlm.talk import open_chat
+from ladderlm.talk.device import DEVICE
 
 KEY_VARIABLE = "LADDERLM_API_KEY"
 
@@ -29,6 +32,7 @@ class ServeConfig:
     port: int = option(8080, "port to listen on; 0 picks a free one")
     default: str = option("", "the model for requests that name none (default: the first)")
     keep: int = option(3, "models kept in memory at once")
+    device: str = option("auto", DEVICE)
     timeout: float = option(600.0, "seconds after which an answer is broken off")
     json: bool = option(False, "print the address as JSON")
 
@@ -49,7 +53,8 @@ def run(config: ServeConfig) -> None:
     if config.keep < 1 or config.timeout <= 0:
         raise UsageError("keep must be at least 1 and timeout above 0", where=f"keep={config.keep}")
     refs = config.models or (config.default or DEFAULT_MODEL,)
-    models = Models(refs, default=config.default or None, keep=config.keep)
+    opener = partial(open_chat, device=config.device)
+    models = Models(refs, default=config.default or None, keep=config.keep, opener=opener)
     bridge = Bridge()
     with contextlib.closing(_bind(config.host, config.port)) as listening:
         hosts = (*LOOPBACK_NAMES, config.host) if local else None

@@ -57,10 +57,13 @@ class Talker(Protocol):
     def close(self) -> None: ...
 
 
-def open_chat(ref: str, *, key_env: str = "OPENAI_API_KEY", max_cost: float | None = None) -> Talker:
+def open_chat(
+    ref: str, *, key_env: str = "OPENAI_API_KEY", max_cost: float | None = None, device: str = "auto"
+) -> Talker:
     """The Chat that `ref` names: "echo", "http(s)://host[:port][/v1]#model", or any local model reference.
 
-    `key_env` names the environment variable with a remote's key, `max_cost` is the most a remote may cost in all.
+    `key_env` names the environment variable with a remote's key, `max_cost` is the most a remote may cost in all,
+    `device` where a local model runs (see talk.device).
     A remote needs the core dependencies alone.
     """
     if ref == "echo":
@@ -72,9 +75,9 @@ def open_chat(ref: str, *, key_env: str = "OPENAI_API_KEY", max_cost: float | No
 
         url, _, model = ref.partition("#")
         return RemoteChat(url, model, key_env=key_env, max_cost=max_cost)
-    from ladderlm import engine
     from ladderlm.models import open_model
+    from ladderlm.talk.device import load
     from ladderlm.talk.local import LocalChat
 
     files = open_model(ref)
-    return LocalChat(files, engine.load(files))
+    return LocalChat(files, load(files, device))

@@ -1,0 +1,44 @@
+"""Where a local model runs: the CPU engine, or torch where a GPU is."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ladderlm import engine
+from ladderlm.errors import MissingExtra, UsageError, nearest
+
+if TYPE_CHECKING:
+    from ladderlm.engine.engine import Engine
+    from ladderlm.models.folder import ModelFiles
+
+DEVICE = "where models run: auto (a GPU if torch sees one, else the CPU), cpu, cuda, cuda:N, mps"
+NAMES = ("auto", "cpu", "cuda", "mps")
+
+
+def load(files: ModelFiles, device: str = "auto", *, threads: int | None = None) -> Engine:
+    """An Engine for `files` on `device`; `threads` are those of the CPU engine. Close it, or use it in `with`.
+
+    Raises UsageError for a device that is not there, MissingExtra where it needs torch and torch is not installed.
+    """
+    if device.partition(":")[0] not in NAMES:
+        raise UsageError(f"unknown device {device!r}", cure=nearest(device, NAMES))
+    if device == "cpu" or (device == "auto" and not gpu_there()):
+        return engine.load(files, threads=threads)
+    try:
+        from ladderlm.nn.backend import load_engine
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "torch", "train") from None
+    return load_engine(files, device="cuda" if device == "auto" else device)
+
+
+def gpu_there() -> bool:
+    """Whether torch sees a CUDA GPU. torch is only imported, which takes seconds, where a driver is."""
+    driver = any(Path(p).exists() for p in ("/dev/nvidia0", "/dev/dxg")) or shutil.which("nvidia-smi")
+    if not driver or importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
