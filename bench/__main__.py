@@ -33,6 +33,7 @@ BENCHES = {
     "gpu": "a random 8B on a GPU: 60 % of its bandwidth at batch 1, 5 times transformers at batch 64",
     "quantise": "int4 folders: at most 3 % more perplexity, 34 % of 16 bits, calibrated better than rounding",
     "bundle": "the two files, with numpy alone, write what the reference and the engine write",
+    "soak": "300,000 short requests with cancellations: the engine leaks nothing and starves nobody",
     "quickstart": "a clean clone climbs all three rungs within 12 minutes after installation",
 }
 PACKAGES = ["ladderlm", "numpy", "numba", "torch", "transformers", "tokenizers", "safetensors", "xllamacpp"]

@@ -64,6 +64,11 @@ class Engine:
     def context_length(self) -> int:
         return self.arch.context_length
 
+    @property
+    def kv_bytes_used(self) -> tuple[int, int]:
+        """Memory of all keys and values that are held, and of those among them that are kept for reuse."""
+        return self._scheduler.bytes_used
+
     # --- The door -------------------------------------------------------------------------------------------------
 
     def logits(self, ids: Sequence[int]) -> FloatArray:

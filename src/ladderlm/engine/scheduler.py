@@ -86,12 +86,17 @@ class Scheduler:
         """Refuses what would not fit even alone."""
         if -(-len(request.ids) // BLOCK) > self._blocks:
             what = f"the keys and values of {len(request.ids)} tokens do not fit the engine's {self._budget:,} bytes"
-            raise ContextOverflow(what, cure="shorten the prompt, or give the engine more (cache_bytes)")
+            raise ContextOverflow(what, cure="shorten the prompt, or give the engine more (kv_bytes)")
 
     def poke(self) -> None:
         """Look again: a reader has caught up, or went away."""
         with self._lock:
             self._wake.notify_all()
+
+    @property
+    def bytes_used(self) -> tuple[int, int]:
+        """Memory of all keys and values that are held, and of those that are kept for reuse."""
+        return len(self._alive) * self.backend.block_bytes, self._prefixes.bytes
 
     def update(self, change: Callable[[], None]) -> None:
         """Calls `change`, which changes the weights, between two steps; nothing read before is reused later."""
@@ -230,7 +235,7 @@ class Scheduler:
         if len(self._active) > 1 and last.restartable:
             self._send_back(last)
             return False
-        error = Overloaded("the engine has no memory left for keys and values", cure="give it more (cache_bytes)")
+        error = Overloaded("the engine has no memory left for keys and values", cure="give it more (kv_bytes)")
         self._fail([max(self._active, key=lambda r: r.rank)], error)
         return False
 
