@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,11 +13,13 @@ import numpy as np
 
 from ladderlm.engine.backend import Backend
 from ladderlm.engine.grammar import Grammars
+from ladderlm.engine.hot import LoadedAdapter
 from ladderlm.engine.request import QUEUE, Generation, Request
 from ladderlm.engine.sample import Sampler, logprob
 from ladderlm.engine.scheduler import Scheduler
 from ladderlm.engine.speculate import Clock, Speculation
-from ladderlm.errors import ContextOverflow, UsageError
+from ladderlm.errors import ContextOverflow, NotFound, UsageError, nearest
+from ladderlm.models.adapter import Adapter
 from ladderlm.models.arch import Architecture
 from ladderlm.models.weights import Weights
 from ladderlm.types import Cancel, Delta, FloatArray, Sampling
@@ -50,6 +53,8 @@ class Engine:
             sizes = f"{draft.arch.vocab_size} and {self.arch.vocab_size} tokens"
             raise UsageError("a draft model must have the model's vocabulary", where=sizes)
         self._backend, self._draft = backend, draft
+        self._adapters: dict[str, LoadedAdapter] = {}
+        self._adapting = threading.Lock()  # held while adapters or weights change
         self._grammars = Grammars(tokenizer, self.arch.vocab_size) if tokenizer else None
         self._stop_ids = tokenizer.stop_ids if tokenizer else ()
         clock = Clock()
@@ -71,33 +76,36 @@ class Engine:
 
     # --- The door -------------------------------------------------------------------------------------------------
 
-    def logits(self, ids: Sequence[int]) -> FloatArray:
+    def logits(self, ids: Sequence[int], *, adapter: str | None = None) -> FloatArray:
         """logits_TV: row t scores the token after ids[t]."""
-        self._check(ids)
+        loaded = self._adapter(adapter)
+        self._check(ids, loaded)
         out = np.empty((len(ids), self.vocab_size), np.float32)
 
         def keep(position: int, row: FloatArray) -> None:
             out[position] = row
 
-        self._complete([Request(ids, 0, keep, reusable=False)])
+        self._complete([Request(ids, 0, keep, reusable=False, adapter=loaded)])
         return out
 
-    def next_logits(self, ids: Sequence[int]) -> FloatArray:
+    def next_logits(self, ids: Sequence[int], *, adapter: str | None = None) -> FloatArray:
         """logits_V of the token after `ids`: the last row of `logits(ids)`, at the cost of a prompt."""
-        self._check(ids)
+        loaded = self._adapter(adapter)
+        self._check(ids, loaded)
         rows: list[FloatArray] = []
-        self._complete([Request(ids, len(ids) - 1, lambda position, row: rows.append(row.copy()))])
+        self._complete([Request(ids, len(ids) - 1, lambda position, row: rows.append(row.copy()), adapter=loaded)])
         return rows[0]
 
-    def score(self, prefix: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[list[float]]:
+    def score(
+        self, prefix: Sequence[int], continuations: Sequence[Sequence[int]], *, adapter: str | None = None
+    ) -> list[list[float]]:
         """The log-probability of every token of every continuation. The prefix is computed once."""
-        self._check(prefix)
+        loaded = self._adapter(adapter)
+        self._check(prefix, loaded)
         scores: list[list[float]] = [[] for _ in continuations]
         for continuation in continuations:
-            if len(prefix) + len(continuation) > self.context_length:
-                self._check([*prefix, *continuation])
-            elif len(continuation):
-                self._check(continuation)
+            if len(continuation):
+                self._check(continuation, loaded, before=len(prefix))
 
         def first(position: int, row: FloatArray) -> None:
             for score, continuation in zip(scores, continuations, strict=True):
@@ -107,9 +115,9 @@ class Engine:
             def row(position: int, logits: FloatArray) -> None:
                 score.append(logprob(logits, continuation[position - len(prefix) + 1]))
 
-            return Request([*prefix, *continuation[:-1]], len(prefix), row, reusable=False)
+            return Request([*prefix, *continuation[:-1]], len(prefix), row, reusable=False, adapter=loaded)
 
-        self._complete([Request(prefix, len(prefix) - 1, first)])
+        self._complete([Request(prefix, len(prefix) - 1, first, adapter=loaded)])
         self._complete([rest(s, c) for s, c in zip(scores, continuations, strict=True) if len(c) > 1])
         return scores
 
@@ -121,15 +129,18 @@ class Engine:
         cancel: Cancel | None = None,
         deadline: float | None = None,
         priority: int = 0,
+        adapter: str | None = None,
     ) -> Iterator[Delta]:
         """Deltas of tokens without text: each choice's, then its finish_reason; the usage last.
 
         The token that stops a choice (the tokenizer's or `sampling.stop_ids`) is not among its tokens. A set `cancel`
         ends it with finish_reason "cancelled"; a passed deadline raises DeadlineExceeded. Of waiting requests one of
-        higher `priority` goes first, but not before those that came ten seconds earlier for each step of it.
+        higher `priority` goes first, but not before those that came ten seconds earlier for each step of it. With
+        `adapter`, one that was added under that name, its virtual tokens take room but do not count as usage.
         """
-        self._check(ids)
-        room = self.context_length - len(ids)
+        loaded = self._adapter(adapter)
+        self._check(ids, loaded)
+        room = self.context_length - len(ids) - (len(loaded.start) if loaded else 0)
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
         if room == 0 and sampling.max_tokens != 0:
             raise ContextOverflow(f"{len(ids)} tokens fill the context of {self.context_length}", cure="shorten it")
@@ -138,7 +149,9 @@ class Engine:
             raise UsageError(f"at most {CHOICES} answers at a time", where=f"best_of={count}")
         samplers = [self._sampler(sampling, ids, index) for index in range(count)]
         return self._stream(
-            Generation(ids, sampling, samplers, limit, cancel=cancel, deadline=deadline, priority=priority)
+            Generation(
+                ids, sampling, samplers, limit, cancel=cancel, deadline=deadline, priority=priority, adapter=loaded
+            )
         )
 
     def update(self, weights: Weights) -> None:
@@ -151,7 +164,38 @@ class Engine:
         for name, shape in self.arch.tensor_shapes().items():
             if name not in held or weights.shape(name) != shape:
                 raise UsageError("new weights must have the shapes of the old", where=name)
-        self._scheduler.update(lambda: self._backend.update(weights))
+
+        def change() -> None:
+            self._backend.update(weights)
+            self._adapters = {name: self._backend.adapt(old.adapter) for name, old in self._adapters.items()}
+
+        with self._adapting:
+            self._scheduler.update(change)
+
+    def add_adapter(self, name: str, adapter: Adapter) -> None:
+        """From now on requests may name it; in the place of an earlier one of that name, which those under way keep.
+
+        Raises FormatError where it does not fit the model.
+        """
+        with self._adapting:
+            loaded = self._backend.adapt(adapter)
+            old = self._adapters.get(name)
+            self._adapters = {**self._adapters, name: loaded}
+        if old is not None:
+            self._scheduler.forget(old)
+
+    def remove_adapter(self, name: str) -> None:
+        """No new request may name it. Those under way go on. Raises NotFound."""
+        with self._adapting:
+            old = self._adapter(name)
+            self._adapters = {other: loaded for other, loaded in self._adapters.items() if other != name}
+        assert old is not None
+        self._scheduler.forget(old)
+
+    def _adapter(self, name: str | None) -> LoadedAdapter | None:
+        if name is not None and name not in self._adapters:
+            raise NotFound(f"no adapter {name!r}", where="adapter", cure=nearest(name, list(self._adapters)))
+        return None if name is None else self._adapters[name]
 
     def close(self) -> None:
         """Ends all requests and frees the threads. Calling it again does nothing."""
@@ -168,13 +212,14 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _check(self, ids: Sequence[int]) -> None:
+    def _check(self, ids: Sequence[int], adapter: LoadedAdapter | None = None, *, before: int = 0) -> None:
         if not len(ids):
             raise UsageError("the prompt has no tokens")
-        if len(ids) > self.context_length:
-            raise ContextOverflow(
-                f"{len(ids)} tokens do not fit the context of {self.context_length}", cure="shorten the prompt"
-            )
+        virtual = len(adapter.start) if adapter else 0
+        if virtual + before + len(ids) > self.context_length:
+            which = f" and the adapter's {virtual} virtual ones" if virtual else ""
+            what = f"{before + len(ids)} tokens{which} do not fit the context of {self.context_length}"
+            raise ContextOverflow(what, cure="shorten the prompt")
         if min(ids) < 0 or max(ids) >= self.vocab_size:
             raise UsageError(f"a token id lies outside 0..{self.vocab_size - 1}", where=f"{min(ids)}..{max(ids)}")
 

@@ -21,13 +21,17 @@ from ladderlm.types import FloatArray
 VIRTUAL = -1  # the id that virtual tokens have in a cache
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class LoadedAdapter:
-    """A fitted adapter as a backend holds it: `packed` is the backend's own, `start` a cache of its virtual tokens."""
+    """A fitted adapter as a backend holds it: `packed` is the backend's own, `start` a cache of its virtual tokens.
+
+    `retired`: no new request will have it.
+    """
 
     adapter: Adapter
     packed: Any
     start: KVCache
+    retired: bool = False
 
 
 def virtual_past(adapter: Adapter, arch: Architecture, weights: Weights) -> FloatArray:

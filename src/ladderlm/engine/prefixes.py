@@ -94,6 +94,15 @@ class Prefixes:
         self._remove(next(iter(self._nodes)))
         return True
 
+    def forget(self, version: Hashable) -> None:
+        """Drops everything of `version`."""
+        root = self._roots.pop(version, None)
+        below = list(root.children.values()) if root is not None else []
+        while below:
+            node = below.pop()
+            below += node.children.values()
+            self._remove(node)
+
     def clear(self) -> None:
         while self.evict():  # one by one: a tree is full of cycles, which only the collector would free
             pass

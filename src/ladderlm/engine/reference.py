@@ -96,7 +96,7 @@ class ReferenceDecoder:
     def _linear(self, name: str, x: FloatArray) -> FloatArray:
         y: FloatArray = x @ self.weights.float32(name + ".weight").T
         if pair := self._lora.get(name + ".weight"):
-            y = y + (x @ pair[0].T) @ pair[1].T
+            y += (x @ pair[0].T) @ pair[1].T
         return y + self.weights.float32(name + ".bias") if name + ".bias" in self._held else y
 
     def _norm(self, name: str, x: FloatArray, kind: str = "") -> FloatArray:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 from ladderlm.engine.cache import KVCache
+from ladderlm.engine.hot import LoadedAdapter
 from ladderlm.engine.sample import Sampler, describe
 from ladderlm.engine.speculate import Guesses
 from ladderlm.types import Cancel, Delta, FinishReason, FloatArray, Sampling, Token, Usage
@@ -17,7 +18,10 @@ QUEUE = 64  # deltas a slow reader may leave unread before its request pauses
 
 
 class Request:
-    """A prompt whose rows from `want` on are needed. `row` is called with each, on the engine's thread."""
+    """A prompt whose rows from `want` on are needed. `row` is called with each, on the engine's thread.
+
+    With an `adapter` its virtual tokens stand before the prompt in `ids`; `want` and `row` count without them.
+    """
 
     def __init__(
         self,
@@ -29,8 +33,11 @@ class Request:
         deadline: float | None = None,
         priority: int = 0,
         reusable: bool = True,
+        adapter: LoadedAdapter | None = None,
     ) -> None:
-        self.ids, self.want, self.row = list(ids), want, row
+        self.adapter = adapter
+        self.virtual = len(adapter.start) if adapter else 0  # tokens
+        self.ids, self.want, self.row = [*(adapter.start.ids if adapter else ()), *ids], self.virtual + want, row
         self.cancel, self.deadline, self.priority = cancel, deadline, priority
         self.reusable = reusable  # whether others are likely to begin alike
         self.rank = 0.0  # who comes first: the scheduler's
@@ -79,7 +86,7 @@ class Request:
         """Logits of prompt positions from `start` on."""
         if self.row is not None:
             for i, logits in enumerate(rows):
-                self.row(start + i, logits)
+                self.row(start + i - self.virtual, logits)
 
     def began(self, logits: FloatArray) -> None:
         """The prompt is read; `logits` are those after its last token."""
@@ -127,15 +134,16 @@ class Generation(Request):
         cancel: Cancel | None = None,
         deadline: float | None = None,
         priority: int = 0,
+        adapter: LoadedAdapter | None = None,
     ) -> None:
-        super().__init__(ids, len(ids) - 1, cancel=cancel, deadline=deadline, priority=priority)
+        super().__init__(ids, len(ids) - 1, cancel=cancel, deadline=deadline, priority=priority, adapter=adapter)
         self.sampling, self.limit = sampling, limit
         self.choices = [Choice(i, sampler) for i, sampler in enumerate(samplers)]
         self._buffered = len(samplers) > sampling.n
         self._prompt: list[Token] = []
         if sampling.prompt_logprobs is not None:
-            self.want = 0
-            self._prompt.append(Token(self.ids[0]))
+            self.want = self.virtual
+            self._prompt.append(Token(ids[0]))
             self.row = self._prompt_row
 
     @property
@@ -143,8 +151,8 @@ class Generation(Request):
         return len(self.ids) + len(self.choices) * self.limit
 
     def _prompt_row(self, position: int, logits: FloatArray) -> None:
-        if position + 1 < len(self.ids):
-            self._prompt.append(describe(logits, self.ids[position + 1], self.sampling.prompt_logprobs or 0))
+        if (following := self.virtual + position + 1) < len(self.ids):
+            self._prompt.append(describe(logits, self.ids[following], self.sampling.prompt_logprobs or 0))
 
     def began(self, logits: FloatArray) -> None:
         """Forks the prompt's cache into the choices, each of which draws its first token."""
@@ -208,7 +216,7 @@ class Generation(Request):
             for index, choice in enumerate(best[: self.sampling.n]):
                 self.deltas.put(Delta(index, tokens=tuple(choice.tokens), finish_reason=choice.reason))
         written = sum(len(c.tokens) for c in self.choices)
-        self.deltas.put(Delta(usage=Usage(len(self.ids), written, self.cached)))
+        self.deltas.put(Delta(usage=Usage(len(self.ids) - self.virtual, written, self.cached)))
         self.finished = True
 
     def stop(self, reason: FinishReason) -> None:

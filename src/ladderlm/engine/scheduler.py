@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from ladderlm.engine.backend import Backend, Piece
 from ladderlm.engine.cache import BLOCK, Alive, KVCache
+from ladderlm.engine.hot import LoadedAdapter
 from ladderlm.engine.prefixes import Prefixes, common
 from ladderlm.engine.request import Choice, Generation, Request
 from ladderlm.engine.speculate import Clock, Speculation
@@ -106,6 +107,12 @@ class Scheduler:
                 self._version += 1
                 self._prefixes.clear()
 
+    def forget(self, adapter: LoadedAdapter) -> None:
+        """Drops what was read with `adapter`; requests under way go on."""
+        with self._lock:
+            adapter.retired = True
+            self._prefixes.forget((self._version, adapter))
+
     def close(self) -> None:
         """Ends all requests. Calling it again does nothing."""
         with self._lock:
@@ -172,7 +179,8 @@ class Scheduler:
 
     def _keep(self, request: Request, cache: KVCache) -> None:
         """Keeps what was read, for requests that begin alike; not what other weights made of it."""
-        if request.reusable and cache.version == self._version:
+        retired = request.adapter is not None and request.adapter.retired
+        if request.reusable and not retired and cache.version == (self._version, request.adapter):
             self._prefixes.keep(cache)
 
     # --- Memory ---------------------------------------------------------------------------------------------------
@@ -215,7 +223,7 @@ class Scheduler:
         """Who is reading the beginning of this prompt already, and how much: worth waiting for if it is a block."""
         best: tuple[Request, int] | None = None
         for other in self._active:
-            if not other.begun and other.rank <= request.rank:
+            if not other.begun and other.rank <= request.rank and other.adapter is request.adapter:
                 same = common(other.ids, request.ids)
                 if same >= BLOCK and (best is None or same > best[1]):
                     best = (other, same)
@@ -267,7 +275,7 @@ class Scheduler:
         if writing and not readers and self._speculation is not None:
             drafts = self._guess(self._speculation, writing, room - len(writing))
         batch = [
-            _Work(request, choice, Piece(cache, [choice.ids[-1], *draft], 0), draft)
+            _Work(request, choice, Piece(cache, [choice.ids[-1], *draft], 0, request.adapter), draft)
             for (request, choice, cache), draft in zip(writing, drafts, strict=True)
         ]
         if readers:
@@ -294,7 +302,7 @@ class Scheduler:
         if batch and self._clock.prompt_row > 0:
             room = min(room, max(FEWEST, int(LATENCY / self._clock.prompt_row)))
         shares: list[int] = []
-        started = [(request, of, self._start(of)) for request, of in readers if not _follows(request)]
+        started = [(request, of, self._start(request, of)) for request, of in readers if not _follows(request)]
         left = room
         for _, of, cache in started:
             share = min(max(FEWEST, left // 2), left, len(of.ids) - len(cache))
@@ -306,17 +314,23 @@ class Scheduler:
             start, count = len(cache), shares[i] + more
             if count:
                 want = min(count, max(0, of.want - start))
-                batch.append(_Work(request, of, Piece(cache, of.ids[start : start + count], want)))
+                batch.append(_Work(request, of, Piece(cache, of.ids[start : start + count], want, request.adapter)))
 
-    def _start(self, of: Request | Choice) -> KVCache:
-        """Its cache, which starts from what is kept of sequences that begin alike."""
+    def _start(self, request: Request, of: Request | Choice) -> KVCache:
+        """Its cache, which starts from what is kept of sequences that begin alike, or from its adapter's tokens."""
         if of.cache is None:
             fresh = self.backend.cache()
-            fresh.version, fresh.alive = self._version, self._alive
-            of.cache = self._prefixes.take(of.ids, min(of.want, len(of.ids) - 1), fresh)
+            fresh.version, fresh.alive = (self._version, request.adapter), self._alive
+            cache = self._prefixes.take(of.ids, min(of.want, len(of.ids) - 1), fresh)
+            if request.adapter is not None and len(cache) < request.virtual:
+                start = request.adapter.start
+                cache = self.backend.cache()
+                cache.version, cache.alive = fresh.version, self._alive
+                cache.extend(start.ids, start.blocks)
+            of.cache = cache
             if isinstance(of, Request):
                 of.leader = None
-                of.cached = len(of.cache)
+                of.cached = len(of.cache) - of.virtual
         return of.cache
 
     def _step(self, batch: Sequence[_Work]) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 
 from ladderlm.engine.backend import Backend, Piece
 from ladderlm.engine.cache import KVCache
+from ladderlm.engine.hot import VIRTUAL
 
 Source = Literal["prompt", "history", "draft"]
 SOURCES: tuple[Source, ...] = ("prompt", "history", "draft")
@@ -222,6 +223,8 @@ class Speculation:
     def _caught_up(self, guesses: Guesses, ids: list[int]) -> bool:
         """Brings the draft model's cache to all but the last of `ids`, a step's worth at a time."""
         assert self._draft is not None
+        if ids[0] == VIRTUAL:
+            return False  # an adapter's tokens mean nothing to it
         cache = guesses.cache = guesses.cache or self._draft.cache()
         same = len(cache)
         while same and cache.ids[:same] != ids[:same]:  # guesses that were wrong: at most LONGEST

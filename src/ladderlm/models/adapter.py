@@ -139,11 +139,15 @@ def load_adapter(path: str | Path) -> Adapter:
         )
     notes = read_json(path / "ladderlm.json") if (path / "ladderlm.json").exists() else {}
     file = path / "adapter_model.safetensors"
-    adapter = Adapter(
-        path, str(spec.get("base_model_name_or_path") or ""), kind, notes.get("lineage") or {}, file.stat().st_size
-    )
+    adapter = Adapter(path, base_of(path), kind, notes.get("lineage") or {}, file.stat().st_size)
     read = _read_lora if kind == "lora" else _read_virtual
     return read(adapter, spec, {name: tensor.array() for name, tensor in read_safetensors(file).items()})
+
+
+def base_of(path: Path) -> str:
+    """The base that an adapter's folder names; empty where it names none."""
+    spec = read_json(path / "adapter_config.json")
+    return str(spec.get("base_model_name_or_path") or "") if isinstance(spec, dict) else ""
 
 
 def _read_lora(adapter: Adapter, spec: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Adapter:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ladderlm import store
 from ladderlm.errors import FormatError, NotFound, UsageError, nearest
-from ladderlm.models.adapter import MergedWeights, load_adapter
+from ladderlm.models.adapter import Adapter, MergedWeights, base_of, load_adapter
 from ladderlm.models.fetch import CATALOGUE, fetched, name_of, pull
 from ladderlm.models.folder import ModelFiles, is_model_folder, load_folder, load_gguf
 
@@ -22,17 +23,52 @@ def open_model(ref: str) -> ModelFiles:
         raise UsageError("no model named", cure="see: ladderlm models list")
     if "#" in ref or ref.startswith(("http://", "https://")):
         raise UsageError("a served model has no files", where=ref, cure="give a folder, a .gguf file or a name")
-    whole = locate(ref) if "+" in ref else None
-    if "+" in ref and whole is None:
+    if (split := split_adapter(ref)) is not None:
+        adapted = open_adapter(ref, open_model(split[0]), split[1])
+        weights = MergedWeights(adapted.files.weights, adapted.adapter, adapted.files.arch)
+        return replace(adapted.files, weights=weights)
+    return _open_path(locate(ref) or _fetch(ref), ref)
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """A base with an adapter that is not merged: `files` is named and hashed as both, its weights are the base's."""
+
+    base: ModelFiles
+    files: ModelFiles
+    adapter: Adapter
+
+
+def open_adapter(ref: str, base: ModelFiles, path: Path) -> Adapted:
+    """The adapter in the folder `path` on an opened base; together they are `ref`."""
+    adapter = load_adapter(path)
+    files = replace(
+        base, ref=ref, name=f"{base.name}+{path.name}", path=path, bytes=base.bytes + adapter.bytes,
+        lineage={**base.lineage, "adapter": {"path": str(path), **adapter.lineage}},
+        parts=(*(base.parts or (base.path,)), path),
+    )  # fmt: skip
+    return Adapted(base, files, adapter)
+
+
+def split_adapter(ref: str) -> tuple[str, Path] | None:
+    """The base and the adapter's folder that `ref` names; None where it names a model by itself.
+
+    Raises NotFound for base+adapter without such an adapter, FormatError for an adapter that does not name its base.
+    """
+    if "#" in ref or ref.startswith(("http://", "https://")):
+        return None
+    path = locate(ref)
+    if path is None and "+" in ref:
         base, _, adapter = ref.rpartition("+")
-        return _with_adapter(ref, open_model(base), adapter)
-    path = whole or locate(ref) or _fetch(ref)
-    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-        base = load_adapter(path).base
-        if not base:
-            raise FormatError("the adapter does not name its base", where=str(path), cure="use base+adapter")
-        return _with_adapter(ref, open_model(base), str(path))
-    return _open_path(path, ref)
+        path = locate(adapter) or (_fetch(adapter) if adapter.startswith("hub:") else None)
+        if path is None:
+            raise NotFound(f"no such adapter {adapter!r}", cure="give the folder that holds adapter_config.json")
+        return base, path
+    if path is None or not (path / "adapter_config.json").is_file() or (path / "config.json").is_file():
+        return None
+    if not (base := base_of(path)):
+        raise FormatError("the adapter does not name its base", where=str(path), cure="use base+adapter")
+    return base, path
 
 
 def locate(ref: str) -> Path | None:
@@ -89,18 +125,3 @@ def _open_path(path: Path, ref: str) -> ModelFiles:
     if magic != b"GGUF":
         raise FormatError("not a GGUF file", where=str(path), cure="give a model folder or a .gguf file")
     return load_gguf(path, ref, name)
-
-
-def _with_adapter(ref: str, base: ModelFiles, adapter: str) -> ModelFiles:
-    path = locate(adapter)
-    if path is None and adapter.startswith("hub:"):
-        path = _fetch(adapter)
-    if path is None:
-        raise NotFound(f"no such adapter {adapter!r}", cure="give the folder that holds adapter_config.json")
-    loaded = load_adapter(path)
-    weights = MergedWeights(base.weights, loaded, base.arch)
-    lineage = {**base.lineage, "adapter": {"path": str(path), **loaded.lineage}}
-    return ModelFiles(
-        ref, f"{base.name}+{path.name}", path, base.arch, weights, base.tokenizer, base.template, base.generation,
-        lineage, base.bytes + loaded.bytes, (*(base.parts or (base.path,)), path),
-    )  # fmt: skip

@@ -7,27 +7,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ladderlm import events, store
-from ladderlm.engine import check, load_embedder
+from ladderlm.engine import adapts, check, load_embedder
 from ladderlm.errors import LadderError, NotFound, UsageError, nearest
 from ladderlm.models import open_model
 from ladderlm.models.fetch import CATALOGUE, fetched
-from ladderlm.models.reference import locate
+from ladderlm.models.reference import locate, split_adapter
 from ladderlm.types import Cancel, Chat, Conversation, Delta, Sampling
 
 if TYPE_CHECKING:
     from ladderlm.models.folder import ModelFiles
 
 Opener = Callable[[str], Chat]
-Stamp = tuple[int, int] | None
+Stamp = tuple[int, ...] | None
 
 
 @dataclass(slots=True, eq=False)
 class _Slot:
-    """One opened (or opening) model. `stamp` tells the folder it was read from, `users` the streams that hold it."""
+    """One opened (or opening) model. `stamp` tells the folder it was read from, `users` the streams that hold it, and
+    the adapters on it; `base` is that of an adapter."""
 
     ref: str
     stamp: Stamp
@@ -35,22 +37,30 @@ class _Slot:
     chat: Chat | None = None
     users: int = 0
     used: float = 0.0
+    base: _Slot | None = None
 
 
 class Models:
     """Several models by name.
 
     `refs` are served under their short names. What else this machine holds joins as it appears, and a folder that was
-    replaced is opened anew. Beyond `keep` opened models the longest unused are closed.
+    replaced is opened anew. Beyond `keep` opened models the longest unused are closed. Adapters of one base share it.
     """
 
     def __init__(
-        self, refs: Sequence[str] = (), *, default: str | None = None, keep: int = 3, opener: Opener | None = None
+        self,
+        refs: Sequence[str] = (),
+        *,
+        default: str | None = None,
+        keep: int = 3,
+        device: str = "auto",
+        opener: Opener | None = None,
     ) -> None:
         every = (*refs, default) if default else refs
         self._refs = {short_name(ref): ref for ref in every}
         self._default = short_name(default) if default else next(iter(self._refs), None)
-        self._keep, self._opener = keep, opener or _open_chat
+        self._keep, self._opener = keep, opener or partial(_open_chat, device=device)
+        self._local = opener is None  # so that adapters can be told
         self._guard = threading.Lock()
         self._slots: dict[str, _Slot] = {}
         self._retired: list[_Slot] = []
@@ -92,16 +102,22 @@ class Models:
     @contextlib.contextmanager
     def use(self, name: str | None = None) -> Iterator[Chat]:
         """The opened model, held open while the block runs."""
-        name = self.resolve(name)
+        with self._opened(self.resolve(name)) as slot:
+            assert slot.chat is not None
+            yield slot.chat
+
+    @contextlib.contextmanager
+    def _opened(self, name: str, *, asked: bool = True) -> Iterator[_Slot]:
+        """`asked`: by a user, so that it counts as used now; not by an adapter on it."""
         slot = self._claim(name)
         try:
             with slot.lock:
                 if slot.chat is None:
-                    slot.chat = self._open(name, slot.ref)
+                    slot.chat = self._open(name, slot)
                     slot.stamp = slot.stamp or _stamp(slot.ref)  # opening may have fetched it
-            yield slot.chat
+            yield slot
         finally:
-            for old in self._release(slot):
+            for old in self._release(slot, asked):
                 getattr(old.chat, "close", lambda: None)()
 
     def preload(self, names: Sequence[str]) -> threading.Thread:
@@ -117,17 +133,37 @@ class Models:
         thread.start()
         return thread
 
-    def _open(self, name: str, ref: str) -> Chat:
+    def _open(self, name: str, slot: _Slot) -> Chat:
         self._errors.pop(name, None)
         began = time.monotonic()
         try:
-            chat = self._opener(ref)
+            chat = self._adapted(slot) or self._opener(slot.ref)
         except Exception as error:
             self._errors[name] = str(error) if isinstance(error, LadderError) else type(error).__name__
             events.emit("serve", f"cannot open {name}: {self._errors[name]}")
             raise
         events.emit("serve", f"{name} is ready ({time.monotonic() - began:.1f} s)")
         return chat
+
+    def _adapted(self, slot: _Slot) -> Chat | None:
+        """An adapter on its base's engine; None for other models. The base stays open as long as it does."""
+        split = split_adapter(slot.ref) if self._local else None
+        if split is None:
+            return None
+        from ladderlm.models.adapter import load_adapter
+        from ladderlm.talk.local import LocalChat
+
+        ref, path = split
+        if not adapts(open_model(ref).arch, load_adapter(path)):
+            return None
+        named = next((name for name, other in self._refs.items() if other == ref), ref)
+        with contextlib.ExitStack() as stack:
+            base = stack.enter_context(self._opened(named, asked=False))
+            if not isinstance(base.chat, LocalChat):
+                return None
+            chat = base.chat.adapted(slot.ref, path, stack.pop_all().close)
+            slot.base = base
+            return chat
 
     def _claim(self, name: str) -> _Slot:
         ref = self._refs.get(name, name)
@@ -141,17 +177,22 @@ class Models:
             slot.users += 1
         return slot
 
-    def _release(self, slot: _Slot) -> list[_Slot]:
+    def _release(self, slot: _Slot, asked: bool) -> list[_Slot]:
         """Gives a slot back; returns those to close now."""
         with self._guard:
             slot.users -= 1
-            slot.used = time.monotonic()
-            opened = sorted((s for s in self._slots.values() if s.chat is not None), key=lambda s: s.used)
-            surplus = [s for s in opened[: max(0, len(opened) - self._keep)] if not s.users]
+            slot.used = time.monotonic() if asked else slot.used
+            surplus = [s for s in self._surplus() if not s.users]
             self._slots = {n: s for n, s in self._slots.items() if s not in surplus}
             surplus += [s for s in self._retired if not s.users]
             self._retired = [s for s in self._retired if s.users]
         return surplus
+
+    def _surplus(self) -> list[_Slot]:
+        """What is opened beyond the `keep` models used last, each with its adapters."""
+        opened = sorted((s for s in self._slots.values() if s.chat is not None), key=lambda s: -s.used)
+        kept = list(dict.fromkeys(slot.base or slot for slot in opened))[: self._keep]
+        return [slot for slot in opened if (slot.base or slot) not in kept]
 
 
 def short_name(ref: str) -> str:
@@ -179,12 +220,13 @@ def _scan() -> list[str]:
 
 
 def _stamp(ref: str) -> Stamp:
-    """Changes when the folder or file behind `ref` is replaced."""
+    """Changes when the folder or file behind `ref` is replaced, or that of its base."""
     with contextlib.suppress(OSError, ValueError, LadderError):
-        path = locate(ref)
+        split = split_adapter(ref)
+        path = split[1] if split else locate(ref)
         if path is not None:
             stat = path.stat()
-            return stat.st_ino, stat.st_mtime_ns
+            return stat.st_ino, stat.st_mtime_ns, *((_stamp(split[0]) if split else None) or ())
     return None
 
 
@@ -206,11 +248,11 @@ class _Encoder:
         return iter(())
 
 
-def _open_chat(ref: str) -> Chat:
+def _open_chat(ref: str, *, device: str) -> Chat:
     from ladderlm.talk import open_chat
 
     try:
-        return open_chat(ref)
+        return open_chat(ref, device=device)
     except UsageError:
         if "://" in ref or (files := open_model(ref)).arch.kind != "encoder":
             raise

@@ -7,7 +7,6 @@ import errno
 import os
 import socket
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from ladderlm import events
@@ -17,7 +16,6 @@ from ladderlm.models.fetch import DEFAULT_MODEL
 from ladderlm.serve.bridge import Bridge
 from ladderlm.serve.door import is_loopback
 from ladderlm.serve.models import Models, short_name
-from ladderlm.talk import open_chat
 from ladderlm.talk.device import DEVICE
 
 KEY_VARIABLE = "LADDERLM_API_KEY"
@@ -53,8 +51,7 @@ def run(config: ServeConfig) -> None:
     if config.keep < 1 or config.timeout <= 0:
         raise UsageError("keep must be at least 1 and timeout above 0", where=f"keep={config.keep}")
     refs = config.models or (config.default or DEFAULT_MODEL,)
-    opener = partial(open_chat, device=config.device)
-    models = Models(refs, default=config.default or None, keep=config.keep, opener=opener)
+    models = Models(refs, default=config.default or None, keep=config.keep, device=config.device)
     bridge = Bridge()
     with contextlib.closing(_bind(config.host, config.port)) as listening:
         hosts = (*LOOPBACK_NAMES, config.host) if local else None

@@ -62,6 +62,7 @@ def open_chat(
 ) -> Talker:
     """The Chat that `ref` names: "echo", "http(s)://host[:port][/v1]#model", or any local model reference.
 
+    Of base+adapter the adapter is applied as the base runs, where the engine can, else merged into its weights.
     `key_env` names the environment variable with a remote's key, `max_cost` is the most a remote may cost in all,
     `device` where a local model runs (see talk.device).
     A remote needs the core dependencies alone.
@@ -75,9 +76,21 @@ def open_chat(
 
         url, _, model = ref.partition("#")
         return RemoteChat(url, model, key_env=key_env, max_cost=max_cost)
+    from ladderlm.engine import adapts
     from ladderlm.models import open_model
+    from ladderlm.models.adapter import load_adapter
+    from ladderlm.models.reference import split_adapter
     from ladderlm.talk.device import load
     from ladderlm.talk.local import LocalChat
 
-    files = open_model(ref)
-    return LocalChat(files, load(files, device))
+    split = split_adapter(ref)
+    base = open_model(split[0]) if split else None
+    if split is None or base is None or not adapts(base.arch, load_adapter(split[1])):
+        files = open_model(ref)
+        return LocalChat(files, load(files, device))
+    alone = LocalChat(base, load(base, device))
+    try:
+        return alone.adapted(ref, split[1], alone.close)
+    except BaseException:
+        alone.close()
+        raise

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from ladderlm.engine import load_embedder
 from ladderlm.errors import UsageError
+from ladderlm.models.reference import open_adapter, open_model
 from ladderlm.text.detokenise import Detokeniser
 from ladderlm.text.render import render
 from ladderlm.types import Cancel, Candidate, Conversation, Delta, Sampling, Usage
@@ -24,16 +27,42 @@ if TYPE_CHECKING:
 
 DEFAULTS = Sampling(temperature=0.7, top_p=0.95)
 _KNOWN = ("temperature", "top_p", "top_k", "min_p", "typical", "repetition_penalty")
+_NUMBERS = itertools.count()  # of adapters: each chat has its own, for a folder may be replaced while it is in use
 _THEIRS = {"typical_p": "typical"}  # generation_config.json's names, where they differ
 
 
 class LocalChat:
     """A model's files and an engine that holds its weights, speaking text."""
 
-    def __init__(self, files: ModelFiles, engine: Engine) -> None:
-        self.files, self.engine = files, engine
+    def __init__(
+        self,
+        files: ModelFiles,
+        engine: Engine,
+        *,
+        adapter: str | None = None,
+        release: Callable[[], None] | None = None,
+    ) -> None:
+        """With `adapter`, a name that `engine` knows, everything is said through it. Closing calls `release`, which is
+        to close the engine unless others share it."""
+        self.files, self.engine, self.adapter = files, engine, adapter
         self.tokenizer = files.tokenizer
         self._tokens_with = functools.lru_cache(16)(self._holding)
+        self._release = release or engine.close
+
+    def adapted(self, ref: str, path: Path, release: Callable[[], None]) -> LocalChat:
+        """Another chat, `ref`, on the same engine: it speaks through the adapter in the folder `path`.
+
+        Closing it takes the adapter away and calls `release`. Raises FormatError where the adapter does not fit.
+        """
+        opened = open_adapter(ref, self.files, path)
+        name = f"{path}#{next(_NUMBERS)}"
+        self.engine.add_adapter(name, opened.adapter)
+
+        def close() -> None:
+            self.engine.remove_adapter(name)
+            release()
+
+        return LocalChat(opened.files, self.engine, adapter=name, release=close)
 
     @property
     def name(self) -> str:
@@ -93,7 +122,9 @@ class LocalChat:
             inner = dataclasses.replace(inner, dry_breakers=(), dry_breaker_ids=breakers)
         choices = [Detokeniser(self.tokenizer, sampling.stop, begins=begins) for _ in range(sampling.n)]
         tokens, running, usage = 0, set(range(sampling.n)), None
-        stream = cast("Generator[Delta]", self.engine.generate(ids, inner, cancel=cancel, deadline=deadline))
+        stream = cast(
+            "Generator[Delta]", self.engine.generate(ids, inner, cancel=cancel, deadline=deadline, adapter=self.adapter)
+        )
         with contextlib.closing(stream):
             for delta in stream:
                 usage = delta.usage or usage
@@ -114,8 +145,11 @@ class LocalChat:
 
     @functools.cached_property
     def embedder(self) -> Embedder:
-        """The same model as one that turns texts into vectors: a second copy of its weights, as float32."""
-        return load_embedder(self.files)
+        """The same model as one that turns texts into vectors: a second copy of its weights, as float32.
+
+        UsageError for a tuned prompt or prefix.
+        """
+        return load_embedder(self.files if self.adapter is None else open_model(self.files.ref))
 
     def next(self, prompt: str | Conversation, k: int = 10) -> list[Candidate]:
         """The `k` likeliest next tokens of raw text, or of the answer to a conversation."""
@@ -133,7 +167,7 @@ class LocalChat:
         for word in words:
             if not (ids := self.tokenizer.encode(lead + word)):
                 raise UsageError("a word is empty")
-            spelled = math.fsum(self.engine.score(prefix, [ids])[0])
+            spelled = math.fsum(self.engine.score(prefix, [ids], adapter=self.adapter)[0])
             after_V = np.exp(self._logprobs(prefix + ids))
             out[word] = math.exp(spelled) * float(1 - after_V[inside].sum())
         return out
@@ -146,10 +180,11 @@ class LocalChat:
         continuations = [self.tokenizer.encode(lead + c) for c in choices]
         if not all(continuations):
             raise UsageError("a choice is empty")
-        return [math.fsum(row) for row in self.engine.score(ids, continuations)]
+        return [math.fsum(row) for row in self.engine.score(ids, continuations, adapter=self.adapter)]
 
     def close(self) -> None:
-        self.engine.close()
+        release, self._release = self._release, lambda: None
+        release()
 
     def _ids(self, prompt: str | Conversation) -> list[int]:
         if isinstance(prompt, str):
@@ -180,7 +215,7 @@ class LocalChat:
         return tuple(i for i in range(self.tokenizer.vocab_size) if any(t in self._text(i) for t in texts))
 
     def _logprobs(self, ids: Sequence[int]) -> np.ndarray:
-        row_V = self.engine.next_logits(ids).astype(np.float64)
+        row_V = self.engine.next_logits(ids, adapter=self.adapter).astype(np.float64)
         row_V -= row_V.max()
         return row_V - math.log(np.exp(row_V).sum())
 
