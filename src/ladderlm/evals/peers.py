@@ -52,7 +52,7 @@ class LlamaCpp:
             form, cure = "llama.cpp reads GGUF files", f"ladderlm export {files.ref} --to gguf OUT.gguf; bench that"
             raise UsageError(form, where=str(files.path), cure=cure)
         self._common = ["-m", str(files.path), "-t", str(threads)]
-        self._one, self._many = _tool("llama-bench"), _tool("llama-batched-bench")
+        self._one, self._many = find_tool("llama-bench"), find_tool("llama-batched-bench")
         kv = 4 * files.arch.layers * files.arch.kv_heads * files.arch.head_dim  # keys and values as float16
         self.about: dict[str, Any] = {"tools": str(Path(self._one).parent), "kv_bytes_per_position": kv}
         self.about |= _build(self._one, files.path)
@@ -101,7 +101,8 @@ def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int]:
     return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _tool(name: str) -> str:
+def find_tool(name: str) -> str:
+    """The path of one of llama.cpp's programs; NotFound with the cure."""
     folder = os.environ.get(LLAMA_FOLDER)
     found = shutil.which(name, path=folder or None)
     if not found:

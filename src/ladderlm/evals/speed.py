@@ -102,7 +102,6 @@ class LadderLM:
         self._engine = Engine(self.backend)
         self._random = np.random.default_rng()
         self.about: dict[str, Any] = {"kv_bytes_per_position": measure.cache_bytes(self.backend)}
-        self.about |= {name: value for name, value in os.environ.items() if name == "LADDERLM_ISA"}
 
     def measure(self, work: Work) -> float | None:
         prompts = fresh_prompts(self._random, self._arch.vocab_size, work)
