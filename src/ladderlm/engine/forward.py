@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ladderlm.engine import kernels, simd
-from ladderlm.engine.pack import BLOCKS, EMBED, FIRST, HEAD
+from ladderlm.engine import attention, kernels, simd
+from ladderlm.engine.kernels import Acts
+from ladderlm.engine.pack import BLOCKS, EMBED, FIRST, HEAD, QUANTISED, STORAGE
+from ladderlm.engine.dots import WIDE_TILE
 from ladderlm.engine.simd import BLOCK, kernel
 from ladderlm.types import FloatArray
 
@@ -34,7 +36,8 @@ class Shape(NamedTuple):
     """The architecture's numbers, as the compiled code takes them.
 
     `norm`: 1 for the layer norm, 0 for the root-mean-square one; `placement` as above, 0 for "pre"; `activation` as
-    in kernels.py; `qk_norm`: 1 over each head, 2 over all; `half` of a head's rotated coordinates.
+    in kernels.py; `qk_norm`: 1 over each head, 2 over all; `half` of a head's rotated coordinates;
+    `cache_kind` 0 for keys and values in float32, 1 for float16.
     """
 
     dim: int
@@ -54,6 +57,7 @@ class Shape(NamedTuple):
     half: int
     cap: float
     embed_scale: float
+    cache_kind: int
 
 
 class Model(NamedTuple):
@@ -86,20 +90,23 @@ class Rows(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Buffers of a step: [rows][columns padded to 32], and one of each of the last four for each thread."""
+    """Buffers of a step: addresses of floats [rows][columns padded to 32], and activations for the matrices.
 
-    x: FloatArray
-    normed: FloatArray
-    branch: FloatArray
-    qkv: FloatArray
-    mixed: FloatArray
-    hidden: FloatArray
-    sums: FloatArray
-    logits: FloatArray
-    panel: FloatArray
-    tiles: FloatArray
+    A thread's own: `tiles` [threads][2][rows][32], `scores` and `mixed` of attention, whose rows are one tile's.
+    """
+
+    x: int
+    normed: Acts
+    second: Acts
+    branch: int
+    qkv: int
+    heads: Acts
+    hidden: Acts
+    logits: int
+    tiles: int
+    tile_rows: int
     scores: FloatArray
-    out: FloatArray
+    mixed: FloatArray
 
 
 @kernel
@@ -127,13 +134,24 @@ def _grain(items: int, threads: int) -> int:
 
 
 @kernel
+def _own(acts: Any, tid: int, count: int) -> Any:
+    """Where thread `tid` puts codes of `count` rows: a single row is coded by each thread for itself."""
+    if count > 1:
+        return acts
+    rows = tid * WIDE_TILE
+    groups = acts.cols // BLOCK
+    fields = acts.fields + 4 * kernels.FIELDS * rows * groups
+    return Acts(acts.x + 4 * rows * acts.cols, acts.codes + rows * acts.cols, fields, acts.cols, acts.coded)
+
+
+@kernel
 def _embed_phase(s: Any, model: Any, r: Any, w: Any, sync: Any, phase: int) -> None:
     """x = the embedding of each row's token, plus its position's where positions are learned."""
-    i, step = _claim(sync, phase, 1), 4 * w.x.shape[1]
+    i, step = _claim(sync, phase, 1), 4 * w.normed.cols
     while i < len(r.ids):
-        kernels.embed(model.table[EMBED], r.ids[i], s.dim, np.float32(s.embed_scale), w.x, i)
+        kernels.embed(model.table[EMBED], r.ids[i], s.dim, np.float32(s.embed_scale), w.x + i * step)
         if model.places:
-            _add_row(kernels.address(w.x, 0) + i * step, model.places + r.positions[i] * step, w.x.shape[1])
+            _add_row(w.x + i * step, model.places + r.positions[i] * step, w.normed.cols)
         i = _claim(sync, phase, 1)
 
 
@@ -144,169 +162,233 @@ def _add_row(target: int, source: int, columns: int) -> None:
 
 
 @kernel
-def _norm_phase(s: Any, side: Any, which: int, out: Any, w: Any, rows: Any, count: int, sync: Any, phase: int) -> None:
-    """out = norm `which` of `count` rows of x, and their sums; `rows[i]` is the source of row i."""
-    i, step = _claim(sync, phase, 1), 4 * w.x.shape[1]
-    while i < count:
-        start, target = kernels.address(w.x, 0) + rows[i] * step, kernels.address(out, 0) + i * step
-        kernels.normalise(s.norm, start, side[which], side[which + 1], s.dim, s.eps, target)
-        kernels.sum_groups(out, i, w.sums)
-        i = _claim(sync, phase, 1)
+def _norm_row(s: Any, side: Any, which: int, source: int, acts: Any, row: int, count: int) -> None:
+    target = acts.x + 4 * row * acts.cols
+    kernels.normalise(s.norm, source, side[which], side[which + 1], s.dim, s.eps, target)
+    if acts.coded:
+        kernels.quantise_row(target, acts, row, count)
 
 
 @kernel
-def _branch_phase(s: Any, side: Any, which: int, w: Any, count: int, sync: Any, phase: int) -> None:
-    """Adds the norm of `branch` to x; in the original Transformer x is the norm of their sum."""
-    i, step = _claim(sync, phase, 1), 4 * w.x.shape[1]
+def _norm_phase(
+    s: Any, side: Any, which: int, acts: Any, w: Any, rows: Any, count: int, tid: int, threads: int, sync: Any,
+    phase: int,
+) -> int:  # fmt: skip
+    """acts = norm `which` of `count` rows of x; `rows[i]` is the source of row i. The next phase's number."""
+    step = 4 * w.normed.cols
+    if count == 1:
+        _norm_row(s, side, which, w.x + rows[0] * step, _own(acts, tid, 1), 0, 1)
+        return phase
+    i = _claim(sync, phase, 1)
     while i < count:
-        x, branch = kernels.address(w.x, 0) + i * step, kernels.address(w.branch, 0) + i * step
+        _norm_row(s, side, which, w.x + rows[i] * step, acts, i, count)
+        i = _claim(sync, phase, 1)
+    return _meet(sync, threads, phase)
+
+
+@kernel
+def _code_phase(acts: Any, count: int, tid: int, threads: int, sync: Any, phase: int) -> int:
+    """Codes of `count` rows of floats. The next phase's number."""
+    if not acts.coded:
+        return phase
+    if count == 1:
+        kernels.quantise_row(acts.x, _own(acts, tid, 1), 0, 1)
+        return phase
+    i = _claim(sync, phase, 1)
+    while i < count:
+        kernels.quantise_row(acts.x + 4 * i * acts.cols, acts, i, count)
+        i = _claim(sync, phase, 1)
+    return _meet(sync, threads, phase)
+
+
+@kernel
+def _branch_phase(s: Any, side: Any, which: int, w: Any, count: int, threads: int, sync: Any, phase: int) -> int:
+    """Adds the norm of `branch` to x; in the original Transformer x is the norm of their sum."""
+    i, step = _claim(sync, phase, 1), 4 * w.normed.cols
+    while i < count:
+        x, branch = w.x + i * step, w.branch + i * step
         if s.placement == POST:
-            _add_row(branch, x, w.x.shape[1])
+            _add_row(branch, x, w.normed.cols)
             kernels.normalise(s.norm, branch, side[which], side[which + 1], s.dim, s.eps, x)
         else:
             kernels.normalise(s.norm, branch, side[which], side[which + 1], s.dim, s.eps, branch)
-            _add_row(x, branch, w.x.shape[1])
+            _add_row(x, branch, w.normed.cols)
         i = _claim(sync, phase, 1)
+    return _meet(sync, threads, phase)
 
 
 @kernel
-def _sums_phase(x: Any, w: Any, count: int, sync: Any, phase: int) -> None:
-    i = _claim(sync, phase, 1)
-    while i < count:
-        kernels.sum_groups(x, i, w.sums)
-        i = _claim(sync, phase, 1)
-
-
-@kernel
-def _qkv_phase(s: Any, m: Any, w: Any, count: int, panel: int, tile: int, threads: int, sync: Any, phase: int) -> None:
+def _qkv_phase(m: Any, acts: Any, w: Any, count: int, tile: int, threads: int, sync: Any, phase: int) -> int:
     """Queries, keys and values, side by side in `qkv`; `m` are the layer's matrices."""
     n0, n1 = m[0, BLOCKS], m[0, BLOCKS] + m[1, BLOCKS]
     items = n1 + m[2, BLOCKS]
-    grain = _grain(items, threads)
+    grain, step = _grain(items, threads), kernels.LINE * items
     first = _claim(sync, phase, grain)
     while first < items:
         for i in range(first, min(items, first + grain)):
             part = 0 if i < n0 else (1 if i < n1 else 2)
-            block = i - (0 if part == 0 else (n0 if part == 1 else n1))
-            kernels.project(m[part], block, w.normed, w.sums, count, panel, tile)
-            kernels.put(tile, w.qkv, i * BLOCK, count)
+            block, t = i - (0 if part == 0 else (n0 if part == 1 else n1)), 0
+            while t < count:
+                n = kernels.taken(m[part], count - t)
+                kernels.product(m[part], block, acts, t, n, tile)
+                kernels.put(tile, w.qkv + t * step + i * kernels.LINE, step, n)
+                t += n
         first = _claim(sync, phase, grain)
+    return _meet(sync, threads, phase)
 
 
 @kernel
-def _turn_phase(s: Any, model: Any, r: Any, w: Any, m: Any, layer: int, sync: Any, phase: int) -> None:
+def _turn_phase(s: Any, model: Any, r: Any, w: Any, m: Any, layer: int, threads: int, sync: Any, phase: int) -> int:
     """Biases, norms and rotations of queries and keys; keys and values go into the caches."""
     wide, side, table = (s.head_dim + 31) // 32 * 32, model.sides[layer], model.turned[layer]
     key, value = m[0, BLOCKS] * BLOCK, (m[0, BLOCKS] + m[1, BLOCKS]) * BLOCK
-    size, scale = BLOCK * (s.head_dim + wide), np.float32(s.scale)
+    columns, size = value + m[2, BLOCKS] * BLOCK, BLOCK * (s.head_dim + wide) * (2 if s.cache_kind else 4)
+    scale, head = np.float32(s.scale), 4 * s.head_dim
     i = _claim(sync, phase, 1)
     while i < len(r.ids):
-        position, x = r.positions[i], w.qkv[i]
+        position, x = r.positions[i], w.qkv + 4 * i * columns
         if side[QKV_BIAS]:
-            _add_row(x.ctypes.data, side[QKV_BIAS], len(x))
-        _norm_heads(s, side[Q_NORM], x, 0, s.heads)
-        _norm_heads(s, side[K_NORM], x, key, s.kv_heads)
-        for h in range(s.heads):
-            if table >= 0:
-                kernels.turn(x, h * s.head_dim, s.half, model.angles[table, position])
-        for k in range(s.heads * s.head_dim):
-            x[k] *= scale
+            _add_row(x, side[QKV_BIAS], columns)
+        _norm_heads(s, side[Q_NORM], x, s.heads)
+        _norm_heads(s, side[K_NORM], x + 4 * key, s.kv_heads)
+        if table >= 0:
+            angles = model.angles[table, position].ctypes.data
+            for h in range(s.heads):
+                attention.turn(x + h * head, s.half, angles)
+            for h in range(s.kv_heads):
+                attention.turn(x + 4 * key + h * head, s.half, angles)
+        for k in range(0, s.heads * head, 4):
+            simd.write(x + k, simd.read(x + k) * scale)
         for h in range(s.kv_heads):
-            if table >= 0:
-                kernels.turn(x, key + h * s.head_dim, s.half, model.angles[table, position])
-            place = simd.floats(r.blocks[i, position // BLOCK] + 4 * size * (layer * s.kv_heads + h), size)
-            kernels.remember(x, key + h * s.head_dim, value + h * s.head_dim, s.head_dim, place, position % BLOCK)
+            place = r.blocks[i, position // BLOCK] + size * (layer * s.kv_heads + h)
+            k, v = x + 4 * key + h * head, x + 4 * value + h * head
+            attention.remember(s.cache_kind, k, v, s.head_dim, place, position % BLOCK)
         i = _claim(sync, phase, 1)
+    return _meet(sync, threads, phase)
 
 
 @kernel
-def _norm_heads(s: Any, weight: int, x: Any, column: int, heads: int) -> None:
+def _norm_heads(s: Any, weight: int, x: int, heads: int) -> None:
     """The norm of each head, with its own weights, or of all heads together; nothing without weights."""
     if weight:
         groups, size = (1, heads * s.head_dim) if s.qk_norm == 2 else (heads, s.head_dim)
         for h in range(groups):
-            _norm_in_place(s, x, column + h * size, size, simd.floats(weight + 4 * h * size, size))
+            _norm_in_place(s, simd.floats(x + 4 * h * size, size), simd.floats(weight + 4 * h * size, size))
 
 
 @kernel
-def _norm_in_place(s: Any, x: Any, first: int, size: int, weight: Any) -> None:
-    mean, squares = np.float32(0), np.float32(0)
+def _norm_in_place(s: Any, x: Any, weight: Any) -> None:
+    mean, squares, size = np.float32(0), np.float32(0), len(x)
     if s.norm:
         for k in range(size):
-            mean += x[first + k]
+            mean += x[k]
         mean /= np.float32(size)
     for k in range(size):
-        x[first + k] -= mean
-        squares += x[first + k] * x[first + k]
+        x[k] -= mean
+        squares += x[k] * x[k]
     factor = np.float32(1 / np.sqrt(squares / np.float32(size) + np.float32(s.eps)))
     for k in range(size):
-        x[first + k] *= factor * weight[k]
+        x[k] *= factor * weight[k]
 
 
 @kernel
-def _attention_phase(s: Any, model: Any, r: Any, w: Any, layer: int, tid: int, sync: Any, phase: int) -> None:
+def _attention_phase(
+    s: Any, model: Any, r: Any, w: Any, m: Any, layer: int, tid: int, threads: int, sync: Any, phase: int
+) -> int:  # fmt: skip
     """Attention for each span and key head."""
     group, items = s.heads // s.kv_heads, len(r.spans) * s.kv_heads
-    size = BLOCK * (s.head_dim + (s.head_dim + 31) // 32 * 32)
+    size = BLOCK * (s.head_dim + (s.head_dim + 31) // 32 * 32) * (2 if s.cache_kind else 4)
+    step = kernels.LINE * (m[0, BLOCKS] + m[1, BLOCKS] + m[2, BLOCKS])
     i = _claim(sync, phase, 1)
     while i < items:
         row, count, kv = r.spans[i // s.kv_heads, 0], r.spans[i // s.kv_heads, 1], i % s.kv_heads
-        base = 4 * size * (layer * s.kv_heads + kv)
+        base = size * (layer * s.kv_heads + kv)
         for h in range(group if count > 1 else 1):
             heads = 1 if count > 1 else group
-            kernels.attend(
-                w.qkv, row, count, kv * group + h, heads, s.head_dim, r.positions, r.blocks[row], base,
-                model.windows[layer], np.float32(s.cap), model.slopes, w.scores[tid], w.out[tid], w.mixed,
+            attention.attend(
+                s.cache_kind, w.qkv, step, row, count, kv * group + h, heads, s.head_dim, r.positions,
+                r.blocks[row], base, model.windows[layer], np.float32(s.cap), model.slopes, w.scores[tid],
+                w.mixed[tid], w.heads.x, 4 * w.heads.cols,
             )  # fmt: skip
         i = _claim(sync, phase, 1)
+    return _meet(sync, threads, phase)
 
 
 @kernel
 def _out_phase(
-    s: Any, m: Any, bias: int, x: Any, w: Any, count: int, panel: int, tile: int, threads: int, sync: Any, phase: int
-) -> None:  # fmt: skip
-    """Matrix m times x plus bias: added to the residual stream, or put into `branch` where a norm comes first."""
-    grain, apart = _grain(m[BLOCKS], threads), 0 < s.placement < PARALLEL
+    s: Any, m: Any, bias: int, acts: Any, w: Any, count: int, tile: int, threads: int, sync: Any, phase: int
+) -> int:  # fmt: skip
+    """Matrix m times acts plus bias: added to the residual stream, or put into `branch` where a norm comes first."""
+    grain, apart, step = _grain(m[BLOCKS], threads), 0 < s.placement < PARALLEL, 4 * w.normed.cols
     first = _claim(sync, phase, grain)
     while first < m[BLOCKS]:
         for block in range(first, min(m[BLOCKS], first + grain)):
-            kernels.project(m, block, x, w.sums, count, panel, tile)
-            kernels.add_to(tile, bias + 4 * BLOCK * block if bias else 0, count)
-            if apart:
-                kernels.put(tile, w.branch, block * BLOCK, count)
-            else:
-                kernels.accumulate(tile, w.x, block * BLOCK, count)
+            t = 0
+            while t < count:
+                n, place = kernels.taken(m, count - t), t * step + block * kernels.LINE
+                kernels.product(m, block, acts, t, n, tile)
+                kernels.add_to(tile, bias + kernels.LINE * block if bias else 0, n)
+                if apart:
+                    kernels.put(tile, w.branch + place, step, n)
+                else:
+                    kernels.accumulate(tile, w.x + place, step, n)
+                t += n
         first = _claim(sync, phase, grain)
+    return _meet(sync, threads, phase)
 
 
 @kernel
 def _gate_phase(
-    s: Any, m: Any, side: Any, x: Any, w: Any, count: int, panel: int, tiles: Any, threads: int, sync: Any, phase: int
-) -> None:  # fmt: skip
-    """hidden = f(gate) * up, or f(up)."""
-    grain = _grain(m[5, BLOCKS], threads)
-    gates, ups = tiles[0].ctypes.data, tiles[1].ctypes.data
+    s: Any, m: Any, side: Any, acts: Any, w: Any, count: int, tile: int, threads: int, sync: Any, phase: int
+) -> int:  # fmt: skip
+    """hidden = f(gate) * up, or f(up); as codes where the next matrix takes them."""
+    grain, gates = _grain(m[5, BLOCKS], threads), tile + kernels.LINE * w.tile_rows
     first = _claim(sync, phase, grain)
     while first < m[5, BLOCKS]:
         for block in range(first, min(m[5, BLOCKS], first + grain)):
-            kernels.project(m[5], block, x, w.sums, count, panel, ups)
-            kernels.add_to(ups, side[UP_BIAS] + 4 * BLOCK * block if side[UP_BIAS] else 0, count)
-            if s.gated:
-                kernels.project(m[4], block, x, w.sums, count, panel, gates)
-                kernels.add_to(gates, side[GATE_BIAS] + 4 * BLOCK * block if side[GATE_BIAS] else 0, count)
-            kernels.activate(s.activation, gates if s.gated else 0, ups, w.hidden, block * BLOCK, count)
+            t = 0
+            while t < count:
+                n = kernels.taken(m[5], count - t)
+                n = min(n, kernels.taken(m[4], count - t))
+                kernels.product(m[5], block, acts, t, n, tile)
+                kernels.add_to(tile, side[UP_BIAS] + kernels.LINE * block if side[UP_BIAS] else 0, n)
+                if s.gated:
+                    kernels.product(m[4], block, acts, t, n, gates)
+                    kernels.add_to(gates, side[GATE_BIAS] + kernels.LINE * block if side[GATE_BIAS] else 0, n)
+                kernels.activate(s.activation, gates if s.gated else 0, tile, n)
+                if m[6, STORAGE] >= QUANTISED:
+                    _code_tile(tile, w.hidden, t, n, count, block)
+                else:
+                    place = w.hidden.x + 4 * t * w.hidden.cols + kernels.LINE * block
+                    kernels.put(tile, place, 4 * w.hidden.cols, n)
+                t += n
         first = _claim(sync, phase, grain)
+    return _meet(sync, threads, phase)
 
 
 @kernel
-def _head_phase(m: Any, w: Any, count: int, panel: int, tile: int, threads: int, sync: Any, phase: int) -> None:
-    grain = _grain(m[BLOCKS], threads)
+def _code_tile(tile: int, acts: Any, t: int, n: int, count: int, group: int) -> None:
+    """Codes of a [n][32] tile, as rows from t on of `count`."""
+    for i in range(n):
+        first = (t + i) // WIDE_TILE * WIDE_TILE
+        tokens = kernels.tile_size(count - first)
+        kernels.quantise(tile + kernels.LINE * i, acts, first, tokens, t + i - first, group)
+
+
+@kernel
+def _head_phase(m: Any, acts: Any, w: Any, count: int, tile: int, threads: int, sync: Any, phase: int) -> int:
+    grain, step = _grain(m[BLOCKS], threads), kernels.LINE * m[BLOCKS]
     first = _claim(sync, phase, grain)
     while first < m[BLOCKS]:
         for block in range(first, min(m[BLOCKS], first + grain)):
-            kernels.project(m, block, w.normed, w.sums, count, panel, tile)
-            kernels.put(tile, w.logits, block * BLOCK, count)
+            t = 0
+            while t < count:
+                n = kernels.taken(m, count - t)
+                kernels.product(m, block, acts, t, n, tile)
+                kernels.put(tile, w.logits + t * step + block * kernels.LINE, step, n)
+                t += n
         first = _claim(sync, phase, grain)
+    return _meet(sync, threads, phase)
 
 
 @kernel
@@ -315,58 +397,42 @@ def _layer(
 ) -> int:  # fmt: skip
     """One layer, for all rows; the next phase's number."""
     count, m, side = len(r.ids), model.table[FIRST + 7 * layer : FIRST + 7 * layer + 7], model.sides[layer]
-    panel, tile = w.panel[tid].ctypes.data, w.tiles[tid, 0].ctypes.data
+    tile = w.tiles + tid * 2 * kernels.LINE * w.tile_rows
+    normed, second = _own(w.normed, tid, count), _own(w.second, tid, count)
     if s.placement == PARALLEL_TWO:
-        _norm_phase(s, side, MIDDLE, w.branch, w, every, count, sync, phase)
-        phase = _meet(sync, threads, phase)
-    _norm_phase(s, side, NORM, w.normed, w, every, count, sync, phase)
-    phase = _meet(sync, threads, phase)
-    _qkv_phase(s, m, w, count, panel, tile, threads, sync, phase)
-    phase = _meet(sync, threads, phase)
-    _turn_phase(s, model, r, w, m, layer, sync, phase)
-    phase = _meet(sync, threads, phase)
-    _attention_phase(s, model, r, w, layer, tid, sync, phase)
-    phase = _meet(sync, threads, phase)
-    _sums_phase(w.mixed, w, count, sync, phase)
-    phase = _meet(sync, threads, phase)
-    _out_phase(s, m[3], side[O_BIAS], w.mixed, w, count, panel, tile, threads, sync, phase)
-    phase = _meet(sync, threads, phase)
-    inner = w.normed
-    if s.placement >= PARALLEL:
-        inner = w.normed if s.placement == PARALLEL else w.branch
-        _sums_phase(inner, w, count, sync, phase)
-    else:
+        phase = _norm_phase(s, side, MIDDLE, w.second, w, every, count, tid, threads, sync, phase)
+    phase = _norm_phase(s, side, NORM, w.normed, w, every, count, tid, threads, sync, phase)
+    phase = _qkv_phase(m, normed, w, count, tile, threads, sync, phase)
+    phase = _turn_phase(s, model, r, w, m, layer, threads, sync, phase)
+    phase = _attention_phase(s, model, r, w, m, layer, tid, threads, sync, phase)
+    phase = _code_phase(w.heads, count, tid, threads, sync, phase)
+    heads = Acts(w.heads.x, _own(w.heads, tid, count).codes, _own(w.heads, tid, count).fields, w.heads.cols, 1)
+    phase = _out_phase(s, m[3], side[O_BIAS], heads, w, count, tile, threads, sync, phase)
+    if s.placement < PARALLEL:
         if s.placement:
-            _branch_phase(s, side, ATTENTION_OUT, w, count, sync, phase)
-            phase = _meet(sync, threads, phase)
-        _norm_phase(s, side, MIDDLE, w.normed, w, every, count, sync, phase)
-    phase = _meet(sync, threads, phase)
-    _gate_phase(s, m, side, inner, w, count, panel, w.tiles[tid], threads, sync, phase)
-    phase = _meet(sync, threads, phase)
-    _sums_phase(w.hidden, w, count, sync, phase)
-    phase = _meet(sync, threads, phase)
-    _out_phase(s, m[6], side[DOWN_BIAS], w.hidden, w, count, panel, tile, threads, sync, phase)
-    phase = _meet(sync, threads, phase)
+            phase = _branch_phase(s, side, ATTENTION_OUT, w, count, threads, sync, phase)
+        phase = _norm_phase(s, side, MIDDLE, w.normed, w, every, count, tid, threads, sync, phase)
+    inner = second if s.placement == PARALLEL_TWO else normed
+    phase = _gate_phase(s, m, side, inner, w, count, tile, threads, sync, phase)
+    phase = _out_phase(s, m[6], side[DOWN_BIAS], w.hidden, w, count, tile, threads, sync, phase)
     if 0 < s.placement < PARALLEL:
-        _branch_phase(s, side, MLP_OUT, w, count, sync, phase)
-        phase = _meet(sync, threads, phase)
+        phase = _branch_phase(s, side, MLP_OUT, w, count, threads, sync, phase)
     return phase
 
 
 @kernel
 def forward(tid: int, threads: int, s: Any, model: Any, r: Any, w: Any, sync: Any) -> None:
     """The whole network for the rows `r`, as thread `tid` of `threads`. `sync` holds zeros at the start."""
-    every = np.arange(len(r.ids))
-    panel, tile = w.panel[tid].ctypes.data, w.tiles[tid, 0].ctypes.data
+    every, wanted = np.arange(len(r.ids)), len(r.wanted)
+    tile = w.tiles + tid * 2 * kernels.LINE * w.tile_rows
     _embed_phase(s, model, r, w, sync, 0)
     phase = _meet(sync, threads, 0)
     for layer in range(s.layers):
         phase = _layer(tid, threads, s, model, r, w, sync, layer, every, phase)
-    if len(r.wanted):
-        _norm_phase(s, model.sides[s.layers], NORM, w.normed, w, r.wanted, len(r.wanted), sync, phase)
-        phase = _meet(sync, threads, phase)
-        _head_phase(model.table[HEAD], w, len(r.wanted), panel, tile, threads, sync, phase)
-        phase = _meet(sync, threads, phase)
+    if wanted:
+        side = model.sides[s.layers]
+        phase = _norm_phase(s, side, NORM, w.normed, w, r.wanted, wanted, tid, threads, sync, phase)
+        phase = _head_phase(model.table[HEAD], _own(w.normed, tid, wanted), w, wanted, tile, threads, sync, phase)
 
 
 def counters(layers: int) -> Ints:

@@ -14,9 +14,9 @@ from ladderlm import events
 from ladderlm.engine import forward as step
 from ladderlm.engine.backend import Piece
 from ladderlm.engine.cache import HostBlock, KVCache
+from ladderlm.engine.dots import FIELDS, WIDE_TILE
 from ladderlm.engine.hot import VIRTUAL, LoadedAdapter, virtual_past
-from ladderlm.engine.kernels import CHUNK
-from ladderlm.engine.pack import BLOCKS, FIRST, HEAD, pack, padded, refill
+from ladderlm.engine.pack import BLOCKS, FIRST, HEAD, Bytes, arena, pack, padded, refill
 from ladderlm.engine.simd import BLOCK, COMPILED
 from ladderlm.engine.team import Team
 from ladderlm.errors import UsageError
@@ -28,7 +28,6 @@ from ladderlm.types import FloatArray
 
 MAX_ROWS = 256  # rows of a step: prompt tokens and single tokens together
 SPAN = 8  # rows that share one pass of attention
-MARGIN = 8  # rows beyond the last that a full tile may read (never use)
 
 
 class Network:
@@ -45,15 +44,17 @@ class Network:
             self._packed.table, self._sides.addresses, self._angles(64), windows, turned, _slopes(arch),
             self._sides.places,
         )  # fmt: skip
-        self._shape = _shape(arch)
-        self._work = _work(arch, self._packed.table, self.threads)
+        self._shape = _shape(arch, int(self._packed.quantised))
+        self._work, self._buffers = _work(arch, self._packed.table, self.threads, self._packed.quantised)
+        self._logits = np.zeros((0, int(self._packed.table[HEAD, BLOCKS]) * BLOCK), np.float32)
         self._sync = step.counters(arch.layers)
         self._team = Team(self.threads)
         self._warm()
 
     @property
     def block_bytes(self) -> int:
-        return 4 * self.arch.layers * self.arch.kv_heads * BLOCK * (self.arch.head_dim + padded(self.arch.head_dim))
+        size = 2 if self._shape.cache_kind else 4
+        return size * self.arch.layers * self.arch.kv_heads * BLOCK * (self.arch.head_dim + padded(self.arch.head_dim))
 
     @property
     def max_rows(self) -> int:
@@ -83,13 +84,13 @@ class Network:
         self._reserve_logits(len(wanted))
         self._reserve_angles(max(positions) + 1)
         rows = step.Rows(
-            _ints(ids), _ints([*positions, *[0] * MARGIN]), np.stack(tables), _ints(spans).reshape(-1, 2), _ints(wanted)
+            _ints(ids), _ints(positions), np.stack(tables), _ints(spans).reshape(-1, 2), _ints(wanted)
         )
         self._sync[:] = 0
         self._team.run(step.forward, self._shape, self._model, rows, self._work, self._sync)
         for cache, tokens, *_ in pieces:
             cache.ids.extend(tokens)
-        logits: FloatArray = self._work.logits[: len(wanted), : self.arch.vocab_size]
+        logits: FloatArray = self._logits[: len(wanted), : self.arch.vocab_size]
         if cap := np.float32(self.arch.logit_cap):
             np.multiply(np.tanh(logits / cap), cap, out=logits)
         return logits
@@ -114,9 +115,9 @@ class Network:
         self._team.close()
 
     def _reserve_logits(self, rows: int) -> None:
-        if rows > len(self._work.logits):
-            size = (min(MAX_ROWS, max(rows, 2 * len(self._work.logits))), self._work.logits.shape[1])
-            self._work = self._work._replace(logits=np.zeros(size, np.float32))
+        if rows > len(self._logits):
+            self._logits = np.zeros((min(MAX_ROWS, max(16, rows, 2 * len(self._logits))), self._logits.shape[1]), np.float32)
+            self._work = self._work._replace(logits=int(self._logits.ctypes.data))
 
     def _reserve_angles(self, positions: int) -> None:
         """Tables of angles grow with the longest text: a context of 128k would cost memory nobody uses."""
@@ -214,7 +215,7 @@ class Sides:
         return self._kept[-1].ctypes.data
 
 
-def _shape(arch: Architecture) -> step.Shape:
+def _shape(arch: Architecture, cache_kind: int) -> step.Shape:
     parallel = step.PARALLEL_TWO if arch.two_norms else step.PARALLEL
     places = {"pre": 0, "inner": step.INNER, "sandwich": step.SANDWICH, "post": step.POST, "parallel": parallel}
     return step.Shape(
@@ -222,7 +223,7 @@ def _shape(arch: Architecture) -> step.Shape:
         arch.norm_eps, arch.scale, int(arch.norm == "layer"), places[arch.placement],
         ("silu", "gelu", "gelu_tanh", "relu").index(arch.activation), int(arch.gated),
         {"": 0, "head": 1, "heads": 1, "all": 2}[arch.qk_norm], (arch.rotary_dim or arch.head_dim) // 2,
-        arch.attention_cap, arch.embed_scale,
+        arch.attention_cap, arch.embed_scale, cache_kind,
     )  # fmt: skip
 
 
@@ -246,25 +247,32 @@ def _ints(values: Sequence[object]) -> npt.NDArray[np.int64]:
     return np.asarray(values, np.int64)
 
 
-def _work(arch: Architecture, table: npt.NDArray[np.int64], threads: int) -> step.Work:
-    rows = MAX_ROWS + MARGIN
+def _work(arch: Architecture, table: npt.NDArray[np.int64], threads: int, coded: bool) -> tuple[step.Work, list[Bytes]]:
+    """The buffers of a step, all but the logits, and what holds them."""
+    rows = -(-max(MAX_ROWS, threads * WIDE_TILE) // WIDE_TILE) * WIDE_TILE
+    kept: list[Bytes] = []
 
-    def zeros(*shape: int) -> FloatArray:
-        return np.zeros(shape, np.float32)
+    def room(size: int) -> int:
+        kept.append(arena(size))
+        return int(kept[-1].ctypes.data)
 
-    dim, hidden, heads = padded(arch.dim), padded(arch.hidden), padded(arch.heads * arch.head_dim)
-    wide = padded(arch.head_dim)
-    return step.Work(
-        x=zeros(rows, dim),
-        normed=zeros(rows, dim),
-        branch=zeros(rows, dim),
-        qkv=zeros(rows, int(table[FIRST : FIRST + 3, BLOCKS].sum()) * BLOCK),
-        mixed=zeros(rows, heads),
-        hidden=zeros(rows, hidden),
-        sums=zeros(rows, max(dim, hidden, heads) // 32),
-        logits=zeros(16, int(table[HEAD, BLOCKS]) * BLOCK),
-        panel=zeros(threads, CHUNK * BLOCK),
-        tiles=zeros(threads, 2, rows * BLOCK),
-        scores=zeros(threads, SPAN, padded(arch.context_length)),
-        out=zeros(threads, SPAN, wide + 1),
+    def acts(rows: int, cols: int) -> step.Acts:
+        codes = (room(rows * cols), room(4 * FIELDS * rows * cols // BLOCK)) if coded else (0, 0)
+        return step.Acts(room(4 * rows * cols), *codes, cols, int(coded))
+
+    dim, qkv = padded(arch.dim), int(table[FIRST : FIRST + 3, BLOCKS].sum()) * BLOCK
+    work = step.Work(
+        x=room(4 * rows * dim),
+        normed=acts(rows, dim),
+        second=acts(rows if arch.two_norms else WIDE_TILE * threads, dim),
+        branch=room(4 * rows * dim),
+        qkv=room(4 * rows * qkv),
+        heads=acts(rows, padded(arch.heads * arch.head_dim)),
+        hidden=acts(rows, padded(arch.hidden)),
+        logits=0,
+        tiles=room(4 * threads * 2 * rows * BLOCK),
+        tile_rows=rows,
+        scores=np.zeros((threads, SPAN, padded(arch.context_length)), np.float32),
+        mixed=np.zeros((threads, SPAN, padded(arch.head_dim) + 1), np.float32),
     )
+    return work, kept

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,39 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 from ladderlm.engine.cache import BLOCK as BLOCK  # positions of a cache block and rows of a packed one: two vectors
+from ladderlm.errors import UsageError
 from ladderlm.store import cache_dir
 
 LANES = 16
-WIDE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))  # 32 registers of 16 lanes, else fewer
+ISAS = {"avx512": "", "avxvnni": "alderlake", "avx2": "haswell", "portable": ""}  # and a processor that has no more
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
 VF = ir.VectorType(F32, LANES)
 VI = ir.VectorType(I32, LANES)
-_SOURCES = ("simd", "tiles", "pack", "kernels", "forward")
+_SOURCES = ("simd", "tiles", "dots", "pack", "kernels", "forward")
 Codegen = Callable[[Any, Any, Any, Any], Any]
+
+
+def _isa() -> str:
+    """The instruction set of the integer kernels: the best this processor has, or the LADDERLM_ISA asked for."""
+    has = llvmlite.binding.get_host_cpu_features()
+    usable = ["portable"]
+    if platform.machine().lower() in ("x86_64", "amd64") and all(has.get(f) for f in ("avx2", "fma", "f16c")):
+        usable.append("avx2")
+        usable.extend(["avxvnni"] if has.get("avxvnni") else [])
+        usable.extend(["avx512"] if has.get("avx512vnni") and has.get("avx512vl") else [])
+    wanted = os.environ.get("LADDERLM_ISA") or usable[-1]
+    if wanted not in usable:
+        where = f"LADDERLM_ISA={wanted}"
+        raise UsageError("this processor has no such instruction set", where=where, cure=f"one of {', '.join(usable)}")
+    if wanted != usable[-1] and ISAS[wanted]:  # all code is compiled for that processor then
+        numba.config.CPU_NAME, numba.config.CPU_FEATURES = ISAS[wanted], ""
+    return wanted
+
+
+ISA = _isa()
+WIDE = ISA == "avx512"  # 32 registers of 16 lanes, else fewer
 
 
 def _compiled_dir() -> Path:
@@ -43,7 +66,7 @@ def _compiled_dir() -> Path:
     here = Path(__file__).parent
     digest = hashlib.sha256(b"".join((here / f"{n}.py").read_bytes() for n in _SOURCES))
     base = here / "__pycache__" if os.access(here, os.W_OK) else cache_dir() / "numba"
-    return Path(os.environ.get("NUMBA_CACHE_DIR") or base) / f"engine-{digest.hexdigest()[:16]}"
+    return Path(os.environ.get("NUMBA_CACHE_DIR") or base) / f"engine-{digest.hexdigest()[:16]}-{ISA}"
 
 
 COMPILED = _compiled_dir()
@@ -225,6 +248,98 @@ def largest(typing_context: Any, x: Any) -> tuple[Any, Codegen]:
         return call(builder, "llvm.vector.reduce.fmax.v16f32", args[0], result=F32)
 
     return types.float32(vector), codegen
+
+
+@intrinsic
+def write(typing_context: Any, address: Any, value: Any) -> tuple[Any, Codegen]:
+    """Stores a float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[1], at(builder, args[0], 0, F32), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32), codegen
+
+
+@intrinsic
+def write_int(typing_context: Any, address: Any, value: Any) -> tuple[Any, Codegen]:
+    """Stores an int32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[1], at(builder, args[0], 0, I32), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int32), codegen
+
+
+@intrinsic
+def write_half(typing_context: Any, address: Any, value: Any) -> tuple[Any, Codegen]:
+    """Stores a float32 as float16."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        half = ir.HalfType()
+        builder.store(builder.fptrunc(args[1], half), at(builder, args[0], 0, half), align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32), codegen
+
+
+@intrinsic
+def write_codes(typing_context: Any, address: Any, x: Any) -> tuple[Any, Codegen]:
+    """Stores the 16 lanes, between -128 and 127, rounded to int8; their sum."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        codes, kind = builder.fptosi(call(builder, "llvm.rint.v16f32", args[1]), VI), ir.VectorType(I8, LANES)
+        builder.store(builder.trunc(codes, kind), at(builder, args[0], 0, kind), align=1)
+        return call(builder, "llvm.vector.reduce.add.v16i32", codes, result=I32)
+
+    return types.int32(types.int64, vector), codegen
+
+
+@intrinsic
+def byte(typing_context: Any, address: Any) -> tuple[Any, Codegen]:
+    """The byte at `address`, from 0 to 255."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.zext(builder.load(at(builder, args[0], 0, I8), align=1), I64)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def read_half(typing_context: Any, address: Any) -> tuple[Any, Codegen]:
+    """The float16 at `address`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fpext(builder.load(at(builder, args[0], 0, ir.HalfType()), align=2), F32)
+
+    return types.float32(types.int64), codegen
+
+
+@intrinsic
+def read_brain(typing_context: Any, address: Any) -> tuple[Any, Codegen]:
+    """The bfloat16 at `address`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        upper = builder.zext(builder.load(at(builder, args[0], 0, I16), align=2), I32)
+        return builder.bitcast(builder.shl(upper, ir.Constant(I32, 16)), F32)
+
+    return types.float32(types.int64), codegen
+
+
+@intrinsic
+def largest_size(typing_context: Any, x: Any, y: Any) -> tuple[Any, Codegen]:
+    """The largest absolute value in two vectors; NaN if one is NaN."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        sizes = [call(builder, "llvm.fabs.v16f32", a) for a in args]
+        both = call(builder, "llvm.maxnum.v16f32", *sizes)
+        found = call(builder, "llvm.vector.reduce.fmax.v16f32", both, result=F32)
+        bits = builder.bitcast(builder.fcmp_unordered("uno", args[0], args[1]), ir.IntType(LANES))
+        bad = builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(LANES), 0))
+        return builder.select(bad, ir.Constant(F32, float("nan")), found)
+
+    return types.float32(vector, vector), codegen
 
 
 # --- Between threads ----------------------------------------------------------------------------------------------

@@ -1,0 +1,121 @@
+"""Attention of rows to the blocks of their sequence's cache, for one thread.
+
+A cache block holds 32 positions of one sequence: for each layer and key head, keys [head_dim][32] and then values
+[32][head_dim padded to 32], as STORAGES[kind] of tiles.py (0: float32, 1: float16). `blocks` is the sequence's list of
+block addresses; `base` the offset of layer and head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ladderlm.engine import simd
+from ladderlm.engine.kernels import address, tanh, width
+from ladderlm.engine.simd import BLOCK, LANES, kernel
+from ladderlm.engine.tiles import tile
+
+
+@kernel
+def turn(x: int, half: int, angles: int) -> None:
+    """Rotates the 2 * half floats at `x` by the position's angles [2][half] (cosines, sines)."""
+    for i in range(0, 4 * half, 4):
+        a, b = simd.read(x + i), simd.read(x + 4 * half + i)
+        c, s = simd.read(angles + i), simd.read(angles + 4 * half + i)
+        simd.write(x + i, a * c - b * s)
+        simd.write(x + 4 * half + i, b * c + a * s)
+
+
+@kernel
+def remember(kind: int, key: int, value: int, head_dim: int, place: int, slot: int) -> None:
+    """Stores the key and value at these addresses in `place` (the layer and head's part of a block)."""
+    wide = (head_dim + 31) // 32 * 32
+    if kind:
+        values = place + 2 * (head_dim * BLOCK + slot * wide)
+        for i in range(head_dim):
+            simd.write_half(place + 2 * (i * BLOCK + slot), simd.read(key + 4 * i))
+            simd.write_half(values + 2 * i, simd.read(value + 4 * i))
+        return
+    values = place + 4 * (head_dim * BLOCK + slot * wide)
+    for i in range(head_dim):
+        simd.write(place + 4 * (i * BLOCK + slot), simd.read(key + 4 * i))
+        simd.write(values + 4 * i, simd.read(value + 4 * i))
+
+
+@kernel
+def _cap(scores: Any, begin: int, end: int, cap: Any) -> None:
+    """cap * tanh(score / cap)."""
+    factor, back = simd.splat(np.float32(1) / cap), simd.splat(cap)
+    for i in range(begin, end, LANES):
+        here = scores.ctypes.data + 4 * i
+        simd.store(here, simd.mul(tanh(simd.mul(simd.load(here), factor)), back))
+
+
+@kernel
+def _softmax(scores: Any, begin: int, used: int, low: int, position: int, slope: Any) -> Any:
+    """Turns scores of positions low .. position into e^(score - max), others into 0; 1 over their sum.
+
+    `slope` times the distance is taken off first. Blocks `begin` .. `used` - 1 are looked at.
+    """
+    for i in range(position + 1, used * BLOCK):
+        scores[i] = np.float32(-np.inf)
+    for i in range(begin * BLOCK, low):
+        scores[i] = np.float32(-np.inf)
+    if slope != 0:
+        for i in range(low, position + 1):
+            scores[i] -= slope * np.float32(position - i)
+    start, summed = scores.ctypes.data, simd.splat(np.float32(0))
+    top = simd.load(start + 4 * begin * BLOCK)
+    for i in range(begin * BLOCK, used * BLOCK, LANES):
+        top = simd.maximum(top, simd.load(start + 4 * i))
+    minus = simd.splat(np.float32(-simd.largest(top)))
+    for i in range(begin * BLOCK, used * BLOCK, LANES):
+        e = simd.exp(simd.add(simd.load(start + 4 * i), minus))
+        simd.store(start + 4 * i, e)
+        summed = simd.add(summed, e)
+    return np.float32(1) / simd.total(summed)
+
+
+@kernel
+def attend(
+    kind: int, qkv: int, step: int, row: int, rows: int, head: int, heads: int, head_dim: int, positions: Any,
+    blocks: Any, base: int, window: int, cap: Any, slopes: Any, scores: Any, mixed: Any, out: int, out_step: int,
+) -> None:  # fmt: skip
+    """Attention of `rows` consecutive rows of one sequence, or of `heads` heads of one row, that share keys.
+
+    A row sees `window` positions (0: all); scores are capped at `cap` (0: not) and fall by `slopes[head]` with
+    distance. Either count may be above one, not both. Queries are rotated and scaled already; head h's stand at columns
+    h * head_dim of `qkv` (a row every `step` bytes), and its result goes to the same columns of `out`.
+    """
+    wide, count, size = (head_dim + 31) // 32 * 32, max(rows, heads), 2 if kind else 4
+    across = step if heads == 1 else 4 * head_dim
+    s_step, m_step = 4 * scores.shape[1], 4 * mixed.shape[1]
+    done = 0
+    while done < count:
+        tokens = width(count - done)
+        first = qkv + row * step + 4 * head * head_dim + done * across
+        last = positions[row + (done + tokens - 1 if heads == 1 else 0)]
+        used, oldest = last // BLOCK + 1, positions[row + (done if heads == 1 else 0)]
+        begin = max(0, oldest - window + 1) // BLOCK if window else 0
+        for b in range(begin, used):
+            keys, target = blocks[b] + base, address(scores, b * BLOCK)
+            tile(kind, tokens, 1, keys, size * BLOCK, first, across, head_dim, target, s_step)
+        for t in range(tokens):
+            position = positions[row + (done + t if heads == 1 else 0)]
+            low = max(0, position - window + 1) if window else 0
+            if cap != 0:
+                _cap(scores[t], begin * BLOCK, used * BLOCK, cap)
+            slope = slopes[head + (0 if heads == 1 else done + t)]
+            mixed[t, wide] = _softmax(scores[t], begin, used, low, position, slope)
+        for b in range(begin, used):
+            p, values = address(scores, b * BLOCK), blocks[b] + base + size * BLOCK * head_dim
+            for column in range(0, wide, BLOCK):
+                target, here = address(mixed, column), values + size * column
+                tile(kind, tokens, int(b == begin), here, size * wide, p, s_step, BLOCK, target, m_step)
+        for t in range(tokens):
+            target = out + (row + (done + t if heads == 1 else 0)) * out_step
+            target += 4 * (head + (0 if heads == 1 else done + t)) * head_dim
+            for i in range(head_dim):
+                simd.write(target + 4 * i, mixed[t, i] * mixed[t, wide])
+        done += tokens
