@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from ladderlm.engine import simd
-from ladderlm.engine.kernels import address, tanh, width
+from ladderlm.engine.kernels import address, tanh
+from ladderlm.engine.products import width
 from ladderlm.engine.simd import BLOCK, LANES, kernel
-from ladderlm.engine.tiles import tile
 
 
 @kernel
@@ -79,14 +79,15 @@ def _softmax(scores: Any, begin: int, used: int, low: int, position: int, slope:
 
 @kernel
 def attend(
-    kind: int, qkv: int, step: int, row: int, rows: int, head: int, heads: int, head_dim: int, positions: Any,
+    kind: int, tile: int, qkv: int, step: int, row: int, rows: int, head: int, heads: int, head_dim: int, positions: Any,
     blocks: Any, base: int, window: int, cap: Any, slopes: Any, scores: Any, mixed: Any, out: int, out_step: int,
 ) -> None:  # fmt: skip
     """Attention of `rows` consecutive rows of one sequence, or of `heads` heads of one row, that share keys.
 
     A row sees `window` positions (0: all); scores are capped at `cap` (0: not) and fall by `slopes[head]` with
     distance. Either count may be above one, not both. Queries are rotated and scaled already; head h's stand at columns
-    h * head_dim of `qkv` (a row every `step` bytes), and its result goes to the same columns of `out`.
+    h * head_dim of `qkv` (a row every `step` bytes), and its result goes to the same columns of `out`. `tile` is the routine
+    of products.TILES for this kind of cache.
     """
     wide, count, size = (head_dim + 31) // 32 * 32, max(rows, heads), 2 if kind else 4
     across = step if heads == 1 else 4 * head_dim
@@ -100,7 +101,7 @@ def attend(
         begin = max(0, oldest - window + 1) // BLOCK if window else 0
         for b in range(begin, used):
             keys, target = blocks[b] + base, address(scores, b * BLOCK)
-            tile(kind, tokens, 1, keys, size * BLOCK, first, across, head_dim, target, s_step)
+            simd.invoke(tile, (tokens, 1, keys, size * BLOCK, first, across, head_dim, target, s_step))
         for t in range(tokens):
             position = positions[row + (done + t if heads == 1 else 0)]
             low = max(0, position - window + 1) if window else 0
@@ -112,7 +113,7 @@ def attend(
             p, values = address(scores, b * BLOCK), blocks[b] + base + size * BLOCK * head_dim
             for column in range(0, wide, BLOCK):
                 target, here = address(mixed, column), values + size * column
-                tile(kind, tokens, int(b == begin), here, size * wide, p, s_step, BLOCK, target, m_step)
+                simd.invoke(tile, (tokens, int(b == begin), here, size * wide, p, s_step, BLOCK, target, m_step))
         for t in range(tokens):
             target = out + (row + (done + t if heads == 1 else 0)) * out_step
             target += 4 * (head + (0 if heads == 1 else done + t)) * head_dim

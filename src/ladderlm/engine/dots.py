@@ -300,7 +300,7 @@ def _product(builder: Any, form: Format, tokens: int, args: Any) -> None:
         tile.write(builder.add(out, builder.mul(row, ir.Constant(I64, 4))))
 
 
-@intrinsic
+@intrinsic(prefer_literal=True)
 def product(
     context: Any, kind: Any, tokens: Any, weights: Any, zero: Any, x: Any, side: Any, groups: Any, out: Any
 ) -> tuple[Any, Codegen]:
@@ -309,20 +309,19 @@ def product(
     `zero` is the field that corrects for the codes' zero; x holds the tokens' codes [groups][tokens][32] and `side`
     their fields [FIELDS][groups][tokens].
     """
+    form = FORMATS[kind.literal_value]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind, tokens, *rest = args
+        _, tokens, *rest = args
         after = builder.append_basic_block("after")
-        which = builder.add(builder.mul(kind, ir.Constant(I64, 16)), tokens)
-        choice = builder.switch(which, after)
-        for index, form in enumerate(FORMATS):
-            for size in TILES:
-                block = builder.append_basic_block(f"product{index}x{size}")
-                choice.add_case(ir.Constant(I64, 16 * index + size), block)
-                builder.position_at_end(block)
-                _product(builder, form, size, rest)
-                builder.branch(after)
+        choice = builder.switch(tokens, after)
+        for size in TILES:
+            block = builder.append_basic_block(f"product{size}")
+            choice.add_case(ir.Constant(I64, size), block)
+            builder.position_at_end(block)
+            _product(builder, form, size, rest)
+            builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 8), codegen
+    return types.void(kind, *[types.int64] * 7), codegen

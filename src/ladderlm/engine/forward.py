@@ -37,7 +37,8 @@ class Shape(NamedTuple):
 
     `norm`: 1 for the layer norm, 0 for the root-mean-square one; `placement` as above, 0 for "pre"; `activation` as
     in kernels.py; `qk_norm`: 1 over each head, 2 over all; `half` of a head's rotated coordinates;
-    `cache_kind` 0 for keys and values in float32, 1 for float16.
+    `cache_kind` 0 for keys and values in float32, 1 for float16, and the `tile` that
+    attention takes for them.
     """
 
     dim: int
@@ -58,6 +59,7 @@ class Shape(NamedTuple):
     cap: float
     embed_scale: float
     cache_kind: int
+    tile: int
 
 
 class Model(NamedTuple):
@@ -306,7 +308,7 @@ def _attention_phase(
         for h in range(group if count > 1 else 1):
             heads = 1 if count > 1 else group
             attention.attend(
-                s.cache_kind, w.qkv, step, row, count, kv * group + h, heads, s.head_dim, r.positions,
+                s.cache_kind, s.tile, w.qkv, step, row, count, kv * group + h, heads, s.head_dim, r.positions,
                 r.blocks[row], base, model.windows[layer], np.float32(s.cap), model.slopes, w.scores[tid],
                 w.mixed[tid], w.heads.x, 4 * w.heads.cols,
             )  # fmt: skip

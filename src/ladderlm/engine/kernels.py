@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ladderlm.engine import dots, simd
-from ladderlm.engine.pack import BLOCK_BYTES, COLS, DATA, QUANTISED, STORAGE, ZERO
+from ladderlm.engine.pack import BLOCK_BYTES, COLS, DATA, QUANTISED, ROUTINE, STORAGE, ZERO
 from ladderlm.engine.simd import BLOCK, LANES, WIDE, kernel
-from ladderlm.engine.tiles import CHUNK, tile
 
 LINE = 4 * BLOCK  # bytes of a row of a tile
 WIDE_TILE = dots.WIDE_TILE
@@ -36,16 +35,6 @@ class Acts(NamedTuple):
 @kernel
 def address(array: Any, index: int) -> Any:
     return array.ctypes.data + 4 * index
-
-
-@kernel
-def width(left: int) -> Any:
-    """Tokens in the next tile of floats when `left` remain."""
-    if WIDE and left >= 8:
-        return 8
-    if WIDE and left >= 4:
-        return 4
-    return 2 if left >= 2 else 1
 
 
 @kernel
@@ -73,18 +62,12 @@ def product(m: Any, block: int, acts: Any, first: int, count: int, out: int) -> 
     `out` has room for a whole tile.
     """
     data, cols = m[DATA] + block * m[BLOCK_BYTES], m[COLS]
-    if m[STORAGE] >= QUANTISED:
-        groups = cols // BLOCK
-        codes, fields = acts.codes + first * cols, acts.fields + 4 * FIELDS * first * groups
-        dots.product(m[STORAGE] - QUANTISED, tile_size(count), data, m[ZERO], codes, fields, groups, out)
+    if m[STORAGE] < QUANTISED:
+        simd.invoke(m[ROUTINE], (data, acts.x + 4 * first * cols, cols, count, out))
         return
-    step = m[BLOCK_BYTES] // cols
-    for k in range(0, cols, CHUNK):
-        n, t = min(CHUNK, cols - k), 0
-        while t < count:
-            tokens, x = width(count - t), acts.x + 4 * ((first + t) * cols + k)
-            tile(m[STORAGE], tokens, int(k == 0), data + k * step, step, x, 4 * cols, n, out + LINE * t, LINE)
-            t += tokens
+    groups = cols // BLOCK
+    codes, fields = acts.codes + first * cols, acts.fields + 4 * FIELDS * first * groups
+    simd.invoke(m[ROUTINE], (data, m[ZERO], codes, fields, groups, tile_size(count), out))
 
 
 @kernel

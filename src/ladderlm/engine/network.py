@@ -17,6 +17,7 @@ from ladderlm.engine.cache import HostBlock, KVCache
 from ladderlm.engine.dots import FIELDS, WIDE_TILE
 from ladderlm.engine.hot import VIRTUAL, LoadedAdapter, virtual_past
 from ladderlm.engine.pack import BLOCKS, FIRST, HEAD, Bytes, arena, pack, padded, refill
+from ladderlm.engine.products import TILES
 from ladderlm.engine.simd import BLOCK, COMPILED
 from ladderlm.engine.team import Team
 from ladderlm.errors import UsageError
@@ -223,7 +224,7 @@ def _shape(arch: Architecture, cache_kind: int) -> step.Shape:
         arch.norm_eps, arch.scale, int(arch.norm == "layer"), places[arch.placement],
         ("silu", "gelu", "gelu_tanh", "relu").index(arch.activation), int(arch.gated),
         {"": 0, "head": 1, "heads": 1, "all": 2}[arch.qk_norm], (arch.rotary_dim or arch.head_dim) // 2,
-        arch.attention_cap, arch.embed_scale, cache_kind,
+        arch.attention_cap, arch.embed_scale, cache_kind, TILES[cache_kind].address,
     )  # fmt: skip
 
 

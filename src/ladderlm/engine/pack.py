@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ladderlm import events, store
 from ladderlm.engine import dots
+from ladderlm.engine.products import PRODUCTS
 from ladderlm.engine.tiles import STORAGES
 from ladderlm.errors import UsageError
 from ladderlm.models.arch import Architecture
@@ -30,8 +31,9 @@ CACHED_BYTES = 64 * 2**30  # of all cached files together: the oldest go first
 HUGE = 2**21  # bytes of a huge page
 QUANTISED = len(STORAGES)  # storages from here on are dots.FORMATS
 
-# Columns of the table that tells the kernels where a matrix is; `ZERO` is the field of dots.py that takes off the zero.
-STORAGE, BLOCKS, COLS, DATA, BLOCK_BYTES, ZERO, COLUMNS = range(7)
+# Columns of the table that tells the kernels where a matrix is; `ZERO` is the field of dots.py that takes off the zero,
+# `ROUTINE` the address of what multiplies.
+STORAGE, BLOCKS, COLS, DATA, BLOCK_BYTES, ZERO, ROUTINE, COLUMNS = range(8)
 LAYER = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
          "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
 EMBED, HEAD, FIRST = 0, 1, 2  # rows of the table: embedding, output head, then len(LAYER) rows a layer
@@ -168,6 +170,7 @@ def pack(arch: Architecture, weights: Weights, *, key: str | None = None, thread
         _fill(buffer, weights, wanted, table, threads)
     placed = table.copy()
     placed[:, DATA] += buffer.ctypes.data
+    placed[:, ROUTINE] = [PRODUCTS[storage].address for storage in table[:, STORAGE]]
     return Packed(buffer, placed)
 
 
@@ -178,6 +181,7 @@ def refill(packed: Packed, arch: Architecture, weights: Weights, *, threads: int
     """
     wanted, rows = names(arch), packed.table.copy()
     rows[:, DATA] -= packed.buffer.ctypes.data
+    rows[:, ROUTINE] = 0
     for name, row in zip(wanted, rows, strict=True):
         made, _ = _shape(_kind(weights, name), weights.shape(name), int(row[DATA]))
         if not np.array_equal(made, row):

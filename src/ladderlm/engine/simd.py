@@ -33,7 +33,7 @@ I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
 VF = ir.VectorType(F32, LANES)
 VI = ir.VectorType(I32, LANES)
-_SOURCES = ("simd", "tiles", "dots", "pack", "kernels", "forward")
+_SOURCES = ("simd", "tiles", "dots", "products", "pack", "kernels", "attention", "forward")
 Codegen = Callable[[Any, Any, Any, Any], Any]
 
 
@@ -80,6 +80,42 @@ def kernel(function: Callable[..., Any]) -> Any:
         return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     finally:
         numba.config.CACHE_DIR = before
+
+
+class Routine:
+    """A function of int64 alone, for `invoke`: compiled, or loaded from disk, when its address is first asked for.
+
+    numba compiles what a kernel calls once more with the kernel, and with what calls that; a routine it does not.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._compiled: Any = None
+
+    @property
+    def address(self) -> int:
+        if self._compiled is None:
+            before = numba.config.CACHE_DIR
+            numba.config.CACHE_DIR = str(COMPILED)
+            try:
+                signature = types.void(*[types.int64] * self._function.__code__.co_argcount)
+                self._compiled = numba.cfunc(signature, cache=True, error_model="numpy")(self._function)
+            finally:
+                numba.config.CACHE_DIR = before
+        return int(self._compiled.address)
+
+
+@intrinsic
+def invoke(typing_context: Any, address: Any, args: Any) -> tuple[Any, Codegen]:
+    """Calls the routine at `address` with a tuple of int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values = cgutils.unpack_tuple(builder, args[1])
+        kind = ir.FunctionType(I64, [I64] * len(values))
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), values)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.UniTuple(types.int64, len(args))), codegen
 
 
 class _Vector(types.Type):  # type: ignore[misc]

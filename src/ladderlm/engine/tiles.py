@@ -83,7 +83,7 @@ def _tile(builder: Any, storage: Storage, tokens: int, replace: Any, args: Any) 
             builder.store(builder.fadd(before, builder.load(slot)), pointer, align=4)
 
 
-@intrinsic
+@intrinsic(prefer_literal=True)
 def tile(
     context: Any, kind: Any, tokens: Any, replace: Any, rows: Any, row_step: Any, x: Any, x_step: Any, n: Any,
     out: Any, out_step: Any,
@@ -92,20 +92,20 @@ def tile(
 
     out[t][0:32] becomes, or with replace = 0 grows by, the sum over k of x[t][k] * rows[k][0:32]; steps in bytes.
     """
+    storage = STORAGES[kind.literal_value]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind, tokens, replace, *rest = args
+        _, tokens, replace, *rest = args
         whole = builder.icmp_signed("!=", replace, ir.Constant(I64, 0))
         after = builder.append_basic_block("after")
-        choice = builder.switch(builder.add(builder.mul(kind, ir.Constant(I64, 16)), tokens), after)
-        for index, storage in enumerate(STORAGES):
-            for size in TOKENS:
-                block = builder.append_basic_block(f"tile{index}x{size}")
-                choice.add_case(ir.Constant(I64, 16 * index + size), block)
-                builder.position_at_end(block)
-                _tile(builder, storage, size, whole, rest)
-                builder.branch(after)
+        choice = builder.switch(tokens, after)
+        for size in TOKENS:
+            block = builder.append_basic_block(f"tile{size}")
+            choice.add_case(ir.Constant(I64, size), block)
+            builder.position_at_end(block)
+            _tile(builder, storage, size, whole, rest)
+            builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 10), codegen
+    return types.void(kind, *[types.int64] * 9), codegen
