@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ladderlm.engine.reference import Past, ReferenceDecoder
 from ladderlm.models.arch import Architecture
 from ladderlm.models.quants import KINDS
 from ladderlm.models.weights import Blocks, matrix_blocks
@@ -21,6 +22,9 @@ HALVES = {
     "Q2_K": {80: 0.01, 82: 0.02}, "Q3_K": {108: 0.002}, "Q4_K": {0: 0.0006, 2: 0.005}, "Q5_K": {0: 0.0003, 2: 0.005},
     "Q6_K": {208: 0.0001}, "IQ4_NL": {0: 0.002}, "IQ4_XS": {0: 0.0001},
 }  # fmt: skip
+
+
+FLOATS = ("F32", "F16", "BF16")
 
 
 class KindWeights:
@@ -50,8 +54,39 @@ class KindWeights:
         return self._matrices.get(name)
 
 
+class Rounded(ReferenceDecoder):
+    """The reference with the roundings of the kernels: activations before a quantised matrix to 8 bits in groups of
+    32, keys and values to float16 where there are such matrices."""
+
+    def score(self, x_TD: FloatArray) -> FloatArray:
+        return super().score(self._coded("model.embed_tokens" if self.arch.tied else "lm_head", x_TD))
+
+    def hidden_of(self, x_TD: FloatArray, start: int = 0, past: Past | None = None) -> FloatArray:
+        coded = any(b is not None and b.kind not in FLOATS for b in map(self.weights.blocks, self.weights.names()))
+        return super().hidden_of(x_TD, start, past or (HalfPast() if coded else None))
+
+    def _linear(self, name: str, x: FloatArray) -> FloatArray:
+        return super()._linear(name, self._coded(name, x))
+
+    def _coded(self, name: str, x: FloatArray) -> FloatArray:
+        found = self.weights.blocks(name + ".weight")
+        if found is None or found.kind in FLOATS:
+            return x
+        groups = x.reshape(*x.shape[:-1], -1, 32)
+        scale = np.abs(groups).max(axis=-1, keepdims=True) / np.float32(127)
+        return np.asarray(np.rint(groups / np.where(scale == 0, 1, scale)) * scale, np.float32).reshape(x.shape)
+
+
+class HalfPast:
+    """Keys and values in float16."""
+
+    def extend(self, layer: int, k_TGK: FloatArray, v_TGK: FloatArray) -> tuple[FloatArray, FloatArray]:
+        k, v = (x.astype(np.float16).astype(np.float32) for x in (k_TGK, v_TGK))
+        return k, v
+
+
 def random_blocks(random: np.random.Generator, kind: str, rows: int, cols: int) -> Blocks:
-    if kind in ("F32", "F16", "BF16"):
+    if kind in FLOATS:
         values = random.normal(0, 0.1, (rows, cols)).astype(np.float32)
         if kind == "BF16":
             raw: Any = (values.view(np.uint32) >> 16).astype(np.uint16)

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ladderlm.engine import attention, kernels, simd
+from ladderlm.engine.dots import WIDE_TILE
 from ladderlm.engine.kernels import Acts
 from ladderlm.engine.pack import BLOCKS, EMBED, FIRST, HEAD, QUANTISED, STORAGE
-from ladderlm.engine.dots import WIDE_TILE
 from ladderlm.engine.simd import BLOCK, kernel
 from ladderlm.types import FloatArray
 

@@ -16,6 +16,7 @@ from ladderlm.engine.backend import Piece
 from ladderlm.engine.cache import HostBlock, KVCache
 from ladderlm.engine.dots import FIELDS, WIDE_TILE
 from ladderlm.engine.hot import VIRTUAL, LoadedAdapter, virtual_past
+from ladderlm.engine.kernels import Acts
 from ladderlm.engine.pack import BLOCKS, FIRST, HEAD, Bytes, arena, pack, padded, refill
 from ladderlm.engine.products import TILES
 from ladderlm.engine.simd import BLOCK, COMPILED
@@ -84,9 +85,7 @@ class Network:
             tables.extend([cache.addresses] * len(tokens))
         self._reserve_logits(len(wanted))
         self._reserve_angles(max(positions) + 1)
-        rows = step.Rows(
-            _ints(ids), _ints(positions), np.stack(tables), _ints(spans).reshape(-1, 2), _ints(wanted)
-        )
+        rows = step.Rows(_ints(ids), _ints(positions), np.stack(tables), _ints(spans).reshape(-1, 2), _ints(wanted))
         self._sync[:] = 0
         self._team.run(step.forward, self._shape, self._model, rows, self._work, self._sync)
         for cache, tokens, *_ in pieces:
@@ -102,7 +101,8 @@ class Network:
         if adapter.virtual is None:
             raise UsageError("the compiled kernels take no LoRA per request", where=str(adapter.path), cure="merge it")
         start.reserve(adapter.tokens)
-        remember(virtual_past(adapter, self.arch, self._weights), start)
+        kind = np.float16 if self._shape.cache_kind else np.float32
+        remember(virtual_past(adapter, self.arch, self._weights), start, kind)
         return LoadedAdapter(adapter, None, start)
 
     def update(self, weights: Weights) -> None:
@@ -117,7 +117,9 @@ class Network:
 
     def _reserve_logits(self, rows: int) -> None:
         if rows > len(self._logits):
-            self._logits = np.zeros((min(MAX_ROWS, max(16, rows, 2 * len(self._logits))), self._logits.shape[1]), np.float32)
+            self._logits = np.zeros(
+                (min(MAX_ROWS, max(16, rows, 2 * len(self._logits))), self._logits.shape[1]), np.float32
+            )
             self._work = self._work._replace(logits=int(self._logits.ctypes.data))
 
     def _reserve_angles(self, positions: int) -> None:
@@ -142,12 +144,12 @@ class Network:
         events.emit("compile", finished=True, data={"seconds": time.monotonic() - start})
 
 
-def remember(past_L2PGK: FloatArray, cache: KVCache) -> None:
+def remember(past_L2PGK: FloatArray, cache: KVCache, kind: npt.DTypeLike) -> None:
     """Fills a reserved, empty cache with keys and values as the kernels hold them."""
     layers, _, tokens, heads, size = past_L2PGK.shape
     for i, block in enumerate(cache.blocks):
         assert isinstance(block, HostBlock)
-        place = block.data.view(np.float32).reshape(layers, heads, -1)
+        place = block.data.view(kind).reshape(layers, heads, -1)
         keys_LGKB, values_LGBK = place[:, :, : size * BLOCK], place[:, :, size * BLOCK :]
         some = past_L2PGK[:, :, i * BLOCK : (i + 1) * BLOCK].transpose(1, 0, 3, 2, 4)
         count = some.shape[3]
@@ -257,9 +259,9 @@ def _work(arch: Architecture, table: npt.NDArray[np.int64], threads: int, coded:
         kept.append(arena(size))
         return int(kept[-1].ctypes.data)
 
-    def acts(rows: int, cols: int) -> step.Acts:
+    def acts(rows: int, cols: int) -> Acts:
         codes = (room(rows * cols), room(4 * FIELDS * rows * cols // BLOCK)) if coded else (0, 0)
-        return step.Acts(room(4 * rows * cols), *codes, cols, int(coded))
+        return Acts(room(4 * rows * cols), *codes, cols, int(coded))
 
     dim, qkv = padded(arch.dim), int(table[FIRST : FIRST + 3, BLOCKS].sum()) * BLOCK
     work = step.Work(
