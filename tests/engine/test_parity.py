@@ -44,6 +44,10 @@ def test_every_kind_agrees_with_the_reference(kind: str) -> None:
         np.testing.assert_allclose(found, expected, atol=2e-2 * size)
     assert np.array_equal(found, chunked(network, IDS, 1))
     network.close()
+    exact = Network(arch, weights, threads=2, exact=True)
+    expected = ReferenceDecoder(arch, weights).logits(IDS)
+    np.testing.assert_allclose(whole(exact, IDS), expected, atol=3e-5 * np.abs(expected).max())
+    exact.close()
 
 
 @pytest.mark.parametrize(

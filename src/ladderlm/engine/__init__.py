@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 __all__ = ["adapts", "check", "load", "load_embedder", "on_cpu"]
 
 
-def load(files: ModelFiles, *, threads: int | None = None, draft: ModelFiles | None = None) -> Engine:
+def load(
+    files: ModelFiles, *, threads: int | None = None, draft: ModelFiles | None = None, exact: bool = False
+) -> Engine:
     """An Engine for `files` on `threads` threads (default: the cores, at most 8). Close it, or use it in `with`.
 
     `draft` is a smaller model with the same tokenizer that guesses what this one writes: same answers, sooner.
+    Quantised weights are multiplied with activations in 8 bits; `exact` takes float32 ones, many times slower, to
+    compare what is in two files.
     Raises UsageError for a model that does not continue text, saying what it does instead, and for a draft model
     that cuts text into other tokens.
     """
@@ -34,7 +38,7 @@ def load(files: ModelFiles, *, threads: int | None = None, draft: ModelFiles | N
         if _vocabulary(draft) != _vocabulary(files):
             raise UsageError("a draft model must have the model's tokenizer", where=f"{draft.name} for {files.name}")
         guesser = on_cpu(draft.arch, draft.weights, threads=threads, key=draft.hash)
-    backend = on_cpu(files.arch, files.weights, threads=threads, key=files.hash)
+    backend = on_cpu(files.arch, files.weights, threads=threads, key=files.hash, exact=exact)
     # The numpy reference sums in another order when a step has more rows: there, guesses could change an answer.
     return Engine(backend, files.tokenizer, speculate=files.arch.compiled, draft=guesser)
 
@@ -58,12 +62,16 @@ def adapts(arch: Architecture, adapter: Adapter) -> bool:
     return adapter.kind != "lora" or not arch.compiled
 
 
-def on_cpu(arch: Architecture, weights: Weights, *, threads: int | None = None, key: str | None = None) -> Backend:
+def on_cpu(
+    arch: Architecture, weights: Weights, *, threads: int | None = None, key: str | None = None, exact: bool = False
+) -> Backend:
     """The compiled kernels, or the numpy reference for the families they do not run. `key` names a packed copy."""
     from ladderlm.engine.network import Network
     from ladderlm.engine.plain import PlainNetwork
 
-    return Network(arch, weights, threads=threads, key=key) if arch.compiled else PlainNetwork(arch, weights)
+    if not arch.compiled:
+        return PlainNetwork(arch, weights)
+    return Network(arch, weights, threads=threads, key=key, exact=exact)
 
 
 def load_embedder(files: ModelFiles, *, pooling: str = "") -> Embedder:

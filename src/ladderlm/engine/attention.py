@@ -79,15 +79,16 @@ def _softmax(scores: Any, begin: int, used: int, low: int, position: int, slope:
 
 @kernel
 def attend(
-    kind: int, tile: int, qkv: int, step: int, row: int, rows: int, head: int, heads: int, head_dim: int, positions: Any,
-    blocks: Any, base: int, window: int, cap: Any, slopes: Any, scores: Any, mixed: Any, out: int, out_step: int,
+    kind: int, tile: int, qkv: int, step: int, row: int, rows: int, head: int, heads: int, head_dim: int,
+    positions: Any, blocks: Any, base: int, window: int, cap: Any, slopes: Any, scores: Any, mixed: Any, out: int,
+    out_step: int,
 ) -> None:  # fmt: skip
     """Attention of `rows` consecutive rows of one sequence, or of `heads` heads of one row, that share keys.
 
     A row sees `window` positions (0: all); scores are capped at `cap` (0: not) and fall by `slopes[head]` with
     distance. Either count may be above one, not both. Queries are rotated and scaled already; head h's stand at columns
-    h * head_dim of `qkv` (a row every `step` bytes), and its result goes to the same columns of `out`. `tile` is the routine
-    of products.TILES for this kind of cache.
+    h * head_dim of `qkv` (a row every `step` bytes), and its result goes to the same columns of `out`.
+    `tile` is the routine of products.TILES for this kind of cache.
     """
     wide, count, size = (head_dim + 31) // 32 * 32, max(rows, heads), 2 if kind else 4
     across = step if heads == 1 else 4 * head_dim

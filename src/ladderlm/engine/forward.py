@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ladderlm.engine import attention, kernels, simd
 from ladderlm.engine.dots import WIDE_TILE
 from ladderlm.engine.kernels import Acts
-from ladderlm.engine.pack import BLOCKS, EMBED, FIRST, HEAD, QUANTISED, STORAGE
+from ladderlm.engine.pack import BLOCKS, CODED, EMBED, FIRST, HEAD
 from ladderlm.engine.simd import BLOCK, kernel
 from ladderlm.types import FloatArray
 
@@ -358,7 +358,7 @@ def _gate_phase(
                     kernels.product(m[4], block, acts, t, n, gates)
                     kernels.add_to(gates, side[GATE_BIAS] + kernels.LINE * block if side[GATE_BIAS] else 0, n)
                 kernels.activate(s.activation, gates if s.gated else 0, tile, n)
-                if m[6, STORAGE] >= QUANTISED:
+                if m[6, CODED]:
                     _code_tile(tile, w.hidden, t, n, count, block)
                 else:
                     place = w.hidden.x + 4 * t * w.hidden.cols + kernels.LINE * block

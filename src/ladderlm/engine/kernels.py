@@ -10,15 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ladderlm.engine import dots, simd
-from ladderlm.engine.pack import BLOCK_BYTES, COLS, DATA, QUANTISED, ROUTINE, STORAGE, ZERO
+from ladderlm.engine.pack import BLOCK_BYTES, CODED, COLS, DATA, QUANTISED, ROUTINE, STORAGE, ZERO
+from ladderlm.engine.products import weight
 from ladderlm.engine.simd import BLOCK, LANES, WIDE, kernel
 
 LINE = 4 * BLOCK  # bytes of a row of a tile
 WIDE_TILE = dots.WIDE_TILE
 FIELDS, SUM, ZERO_8, ZERO_128 = dots.FIELDS, dots.SUM, dots.ZERO_8, dots.ZERO_128
 HALF_128, HALF_SUM = dots.HALF_128, dots.HALF_SUM
-EMBED_FORMATS = tuple((f.bits, f.group, f.scale_bytes, int(f.low), f.bytes) for f in dots.FORMATS)
-EMBED_TABLE = np.array(EMBED_FORMATS, np.int64)
 
 
 class Acts(NamedTuple):
@@ -51,8 +50,8 @@ def tile_size(left: int) -> Any:
 
 @kernel
 def taken(m: Any, left: int) -> Any:
-    """Tokens that one call of `product` takes of the `left`: all where the weights are not quantised."""
-    return left if m[STORAGE] < QUANTISED else min(left, WIDE_TILE)
+    """Tokens that one call of `product` takes of the `left`: all where they are floats."""
+    return min(left, WIDE_TILE) if m[CODED] else left
 
 
 @kernel
@@ -62,8 +61,8 @@ def product(m: Any, block: int, acts: Any, first: int, count: int, out: int) -> 
     `out` has room for a whole tile.
     """
     data, cols = m[DATA] + block * m[BLOCK_BYTES], m[COLS]
-    if m[STORAGE] < QUANTISED:
-        simd.invoke(m[ROUTINE], (data, acts.x + 4 * first * cols, cols, count, out))
+    if not m[CODED]:
+        simd.invoke(m[ROUTINE], (data, acts.x + 4 * first * cols, cols, count, out, m[STORAGE] - QUANTISED, m[ZERO]))
         return
     groups = cols // BLOCK
     codes, fields = acts.codes + first * cols, acts.fields + 4 * FIELDS * first * groups
@@ -222,7 +221,7 @@ def embed(m: Any, token: int, dim: int, factor: Any, out: int) -> None:
     kind = m[STORAGE] - QUANTISED
     for k in range(dim):
         if kind >= 0:
-            value = _code(m, kind, start, lane, k)
+            value = weight(kind, m[ZERO], start, lane, k)
         elif m[STORAGE] == 0:
             value = simd.read(start + 4 * (k * BLOCK + lane))
         elif m[STORAGE] == 1:
@@ -230,28 +229,3 @@ def embed(m: Any, token: int, dim: int, factor: Any, out: int) -> None:
         else:
             value = simd.read_brain(start + 2 * (k * BLOCK + lane))
         simd.write(out + 4 * k, value * factor)
-
-
-@kernel
-def _code(m: Any, kind: int, start: int, lane: int, k: int) -> Any:
-    """A quantised weight: see dots.Format for where it is."""
-    bits, group, scale_bytes, low, size = EMBED_TABLE[kind]
-    here, within = start + k // BLOCK * size, k % BLOCK
-    step, half = within // 4, lane // LANES
-    inner = lane % LANES * 4 + within % 4
-    if bits == 8:
-        code = simd.byte(here + half * 512 + step * 64 + inner)
-    else:
-        code = simd.byte(here + half * 256 + step // 2 * 64 + inner) >> (4 * (step % 2)) & 15
-    side = here + BLOCK * BLOCK * bits // 8 + (within // group * BLOCK + lane) * scale_bytes
-    sides = BLOCK * scale_bytes * (BLOCK // group)
-    zero = 0
-    if m[ZERO] == ZERO_8:
-        zero = 8
-    elif m[ZERO] == ZERO_128:
-        zero = 128
-    scale = simd.read(side) if scale_bytes == 4 else simd.read_half(side)
-    value = np.float32(code - zero) * scale
-    if low:
-        value += simd.read(side + sides) if scale_bytes == 4 else simd.read_half(side + sides)
-    return value

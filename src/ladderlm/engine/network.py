@@ -35,10 +35,13 @@ SPAN = 8  # rows that share one pass of attention
 class Network:
     """Runs steps of a decoder (Architecture.compiled) on `threads` threads. Not for concurrent use."""
 
-    def __init__(self, arch: Architecture, weights: Weights, *, threads: int | None = None, key: str | None = None):
+    def __init__(
+        self, arch: Architecture, weights: Weights, *, threads: int | None = None, key: str | None = None,
+        exact: bool = False,
+    ) -> None:  # fmt: skip
         self.arch, self._weights = arch, weights
         self.threads = threads or min(os.cpu_count() or 1, 8)
-        self._packed = pack(arch, weights, key=key, threads=self.threads)
+        self._packed = pack(arch, weights, key=key, threads=self.threads, exact=exact)
         self._sides = Sides(arch, weights, self._packed.table)
         self._tables, turned = _tables(arch)
         windows = _ints([arch.window(i) for i in range(arch.layers)])
@@ -46,8 +49,8 @@ class Network:
             self._packed.table, self._sides.addresses, self._angles(64), windows, turned, _slopes(arch),
             self._sides.places,
         )  # fmt: skip
-        self._shape = _shape(arch, int(self._packed.quantised))
-        self._work, self._buffers = _work(arch, self._packed.table, self.threads, self._packed.quantised)
+        self._shape = _shape(arch, int(self._packed.coded))
+        self._work, self._buffers = _work(arch, self._packed.table, self.threads, self._packed.coded)
         self._logits = np.zeros((0, int(self._packed.table[HEAD, BLOCKS]) * BLOCK), np.float32)
         self._sync = step.counters(arch.layers)
         self._team = Team(self.threads)

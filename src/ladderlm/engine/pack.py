@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ladderlm import events, store
 from ladderlm.engine import dots
-from ladderlm.engine.products import PRODUCTS
+from ladderlm.engine.products import EXACT, PRODUCTS
 from ladderlm.engine.tiles import STORAGES
 from ladderlm.errors import UsageError
 from ladderlm.models.arch import Architecture
@@ -32,8 +32,8 @@ HUGE = 2**21  # bytes of a huge page
 QUANTISED = len(STORAGES)  # storages from here on are dots.FORMATS
 
 # Columns of the table that tells the kernels where a matrix is; `ZERO` is the field of dots.py that takes off the zero,
-# `ROUTINE` the address of what multiplies.
-STORAGE, BLOCKS, COLS, DATA, BLOCK_BYTES, ZERO, ROUTINE, COLUMNS = range(8)
+# `CODED` whether it is multiplied with activations in 8 bits, `ROUTINE` the address of what does it (products.py).
+STORAGE, BLOCKS, COLS, DATA, BLOCK_BYTES, ZERO, CODED, ROUTINE, COLUMNS = range(9)
 LAYER = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
          "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
 EMBED, HEAD, FIRST = 0, 1, 2  # rows of the table: embedding, output head, then len(LAYER) rows a layer
@@ -55,9 +55,9 @@ class Packed:
     table: Ints
 
     @property
-    def quantised(self) -> bool:
+    def coded(self) -> bool:
         """Whether some matrix takes activations in 8 bits."""
-        return bool((self.table[:, STORAGE] >= QUANTISED).any())
+        return bool(self.table[:, CODED].any())
 
 
 # --- Into the buffer ----------------------------------------------------------------------------------------------
@@ -150,8 +150,13 @@ def names(arch: Architecture) -> list[str]:
     return ["model.embed_tokens.weight", head, *layers]
 
 
-def pack(arch: Architecture, weights: Weights, *, key: str | None = None, threads: int = 1) -> Packed:
-    """Packs a model. With `key` (the model's hash) a large one is kept in the workspace's cache and mapped."""
+def pack(
+    arch: Architecture, weights: Weights, *, key: str | None = None, threads: int = 1, exact: bool = False
+) -> Packed:
+    """Packs a model. With `key` (the model's hash) a large one is kept in the workspace's cache and mapped.
+
+    With `exact` quantised weights are multiplied with float32 activations: slowly, for comparisons.
+    """
     wanted = names(arch)
     kinds = [_kind(weights, name) for name in wanted]
     rows: list[Ints] = []
@@ -170,7 +175,9 @@ def pack(arch: Architecture, weights: Weights, *, key: str | None = None, thread
         _fill(buffer, weights, wanted, table, threads)
     placed = table.copy()
     placed[:, DATA] += buffer.ctypes.data
-    placed[:, ROUTINE] = [PRODUCTS[storage].address for storage in table[:, STORAGE]]
+    placed[:, CODED] = (table[:, STORAGE] >= QUANTISED) & (not exact)
+    routines = [EXACT if exact and row[STORAGE] >= QUANTISED else PRODUCTS[row[STORAGE]] for row in table]
+    placed[:, ROUTINE] = [routine.address for routine in routines]
     return Packed(buffer, placed)
 
 
@@ -181,7 +188,7 @@ def refill(packed: Packed, arch: Architecture, weights: Weights, *, threads: int
     """
     wanted, rows = names(arch), packed.table.copy()
     rows[:, DATA] -= packed.buffer.ctypes.data
-    rows[:, ROUTINE] = 0
+    rows[:, [CODED, ROUTINE]] = 0
     for name, row in zip(wanted, rows, strict=True):
         made, _ = _shape(_kind(weights, name), weights.shape(name), int(row[DATA]))
         if not np.array_equal(made, row):

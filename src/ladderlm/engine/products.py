@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ladderlm.engine import dots
-from ladderlm.engine.simd import WIDE, Routine, kernel
+import numpy as np
+
+from ladderlm.engine import dots, simd
+from ladderlm.engine.simd import BLOCK, LANES, WIDE, Routine, kernel
 from ladderlm.engine.tiles import CHUNK, tile
 
 LINE = 128  # bytes of a row of a tile
+_ZERO_8, _ZERO_128 = dots.ZERO_8, dots.ZERO_128
+_FORMATS = np.array([(f.bits, f.group, f.scale_bytes, f.low, f.bytes) for f in dots.FORMATS], np.int64)
 
 
 @kernel
@@ -21,30 +25,69 @@ def width(left: int) -> Any:
     return 2 if left >= 2 else 1
 
 
-def _f32(data: int, x: int, cols: int, count: int, out: int) -> None:
+@kernel
+def weight(kind: int, zero_field: int, start: int, lane: int, k: int) -> Any:
+    """Weight k of row `lane` of the quantised block at `start`: see dots.Format."""
+    bits, group, scale_bytes, low, size = _FORMATS[kind]
+    here, within = start + k // BLOCK * size, k % BLOCK
+    step, half = within // 4, lane // LANES
+    inner = lane % LANES * 4 + within % 4
+    if bits == 8:
+        code = simd.byte(here + half * 512 + step * 64 + inner)
+    else:
+        code = simd.byte(here + half * 256 + step // 2 * 64 + inner) >> (4 * (step % 2)) & 15
+    side = here + BLOCK * BLOCK * bits // 8 + (within // group * BLOCK + lane) * scale_bytes
+    sides = BLOCK * scale_bytes * (BLOCK // group)
+    zero = 0
+    if zero_field == _ZERO_8:
+        zero = 8
+    elif zero_field == _ZERO_128:
+        zero = 128
+    scale = simd.read(side) if scale_bytes == 4 else simd.read_half(side)
+    value = np.float32(code - zero) * scale
+    if low:
+        value += simd.read(side + sides) if scale_bytes == 4 else simd.read_half(side + sides)
+    return value
+
+
+def _f32(data: int, x: int, cols: int, count: int, out: int, kind: int, zero: int) -> None:
     for k in range(0, cols, CHUNK):
         n, t = min(CHUNK, cols - k), 0
         while t < count:
-            tokens = width(count - t)
-            tile(0, tokens, int(k == 0), data + 128 * k, 128, x + 4 * (t * cols + k), 4 * cols, n, out + LINE * t, LINE)
+            tokens, here = width(count - t), x + 4 * (t * cols + k)
+            tile(0, tokens, int(k == 0), data + 128 * k, 128, here, 4 * cols, n, out + LINE * t, LINE)
             t += tokens
 
 
-def _f16(data: int, x: int, cols: int, count: int, out: int) -> None:
+def _f16(data: int, x: int, cols: int, count: int, out: int, kind: int, zero: int) -> None:
     for k in range(0, cols, CHUNK):
         n, t = min(CHUNK, cols - k), 0
         while t < count:
-            tokens = width(count - t)
-            tile(1, tokens, int(k == 0), data + 64 * k, 64, x + 4 * (t * cols + k), 4 * cols, n, out + LINE * t, LINE)
+            tokens, here = width(count - t), x + 4 * (t * cols + k)
+            tile(1, tokens, int(k == 0), data + 64 * k, 64, here, 4 * cols, n, out + LINE * t, LINE)
             t += tokens
 
 
-def _bf16(data: int, x: int, cols: int, count: int, out: int) -> None:
+def _bf16(data: int, x: int, cols: int, count: int, out: int, kind: int, zero: int) -> None:
     for k in range(0, cols, CHUNK):
         n, t = min(CHUNK, cols - k), 0
         while t < count:
-            tokens = width(count - t)
-            tile(2, tokens, int(k == 0), data + 64 * k, 64, x + 4 * (t * cols + k), 4 * cols, n, out + LINE * t, LINE)
+            tokens, here = width(count - t), x + 4 * (t * cols + k)
+            tile(2, tokens, int(k == 0), data + 64 * k, 64, here, 4 * cols, n, out + LINE * t, LINE)
+            t += tokens
+
+
+def _exact(data: int, x: int, cols: int, count: int, out: int, kind: int, zero: int) -> None:
+    """Of any quantised weights with floats."""
+    panel = np.empty(CHUNK * 32, np.float32)
+    for k in range(0, cols, CHUNK):
+        n, t = min(CHUNK, cols - k), 0
+        for i in range(n):
+            for lane in range(32):
+                panel[32 * i + lane] = weight(kind, zero, data, lane, k + i)
+        while t < count:
+            tokens, here = width(count - t), x + 4 * (t * cols + k)
+            tile(0, tokens, int(k == 0), panel.ctypes.data, 128, here, 4 * cols, n, out + LINE * t, LINE)
             t += tokens
 
 
@@ -76,10 +119,12 @@ def _q4_low_16(data: int, zero: int, x: int, side: int, groups: int, tokens: int
     dots.product(6, tokens, data, zero, x, side, groups, out)
 
 
-# By pack.STORAGE. Unquantised: (data, x, cols, count, out); quantised: (data, zero, codes, fields, groups, tile, out).
+# By pack.STORAGE. Of floats they take (data, x, cols, count, out, kind, zero); of codes (data, zero, codes, fields,
+# groups, tokens, out).
 PRODUCTS = tuple(
     Routine(f) for f in (_f32, _f16, _bf16, _q8, _q4, _q4_low, _q4_low_f32, _q8_low_f32, _q8_16, _q4_low_16)
 )
+EXACT = Routine(_exact)
 
 
 def _tile_f32(

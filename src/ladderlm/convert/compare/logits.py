@@ -162,11 +162,11 @@ def _said(a: ModelFiles, b: ModelFiles, room: int) -> list[_Said]:
     prompts = [text_ids(a.tokenizer, p, room // 2) for p in PROMPTS]
     written: list[list[int]] = []
     sampling = Sampling(temperature=0, max_tokens=max(1, min(SAID, room // 2)))
-    with engine.load(a) as model:
+    with engine.load(a, exact=True) as model:
         for ids in events.track(prompts, "verify greedy", unit="prompts"):
             written.append([i for delta in model.generate(ids, sampling) for i in delta.ids])
     found = []
-    with engine.load(b) as model:
+    with engine.load(b, exact=True) as model:
         for text, ids, more in zip(PROMPTS, prompts, written, strict=True):
             if more:
                 rows = model.logits([*ids, *more])[len(ids) - 1 : -1]
