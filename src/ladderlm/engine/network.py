@@ -52,6 +52,7 @@ class Network:
         self._shape = _shape(arch, int(self._packed.coded))
         self._work, self._buffers = _work(arch, self._packed.table, self.threads, self._packed.coded)
         self._logits = np.zeros((0, int(self._packed.table[HEAD, BLOCKS]) * BLOCK), np.float32)
+        self._blocks = np.zeros((MAX_ROWS, -(-arch.context_length // BLOCK)), np.int64)  # addresses for each row
         self._sync = step.counters(arch.layers)
         self._team = Team(self.threads)
         self._warm()
@@ -77,7 +78,6 @@ class Network:
         positions: list[int] = []
         spans: list[tuple[int, int]] = []
         wanted: list[int] = []
-        tables = []
         for cache, tokens, want, _ in pieces:
             start, row = len(cache), len(ids)
             cache.reserve(start + len(tokens))
@@ -85,10 +85,13 @@ class Network:
             spans.extend((row + i, min(SPAN, len(tokens) - i)) for i in range(0, len(tokens), SPAN))
             ids.extend(tokens)
             positions.extend(range(start, start + len(tokens)))
-            tables.extend([cache.addresses] * len(tokens))
+            blocks = len(cache.blocks)
+            self._blocks[row : row + len(tokens), :blocks] = cache.addresses[:blocks]
         self._reserve_logits(len(wanted))
         self._reserve_angles(max(positions) + 1)
-        rows = step.Rows(_ints(ids), _ints(positions), np.stack(tables), _ints(spans).reshape(-1, 2), _ints(wanted))
+        rows = step.Rows(
+            _ints(ids), _ints(positions), self._blocks[: len(ids)], _ints(spans).reshape(-1, 2), _ints(wanted)
+        )
         self._sync[:] = 0
         self._team.run(step.forward, self._shape, self._model, rows, self._work, self._sync)
         for cache, tokens, *_ in pieces:

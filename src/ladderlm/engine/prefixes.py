@@ -9,31 +9,46 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from itertools import islice
 
 from ladderlm.engine.cache import BLOCK, Block, KVCache
 
 Ids = tuple[int, ...]
+STARTS = (24, 16, 8, 1)  # lengths of the beginnings that blocks are found by
+SOME = 8  # blocks that are compared where many begin alike: looking must cost the same however many are kept
 
 
 class _Node:
-    """A block of a sequence; `first` finds its children by their first token, for blocks that are alike in part."""
+    """A block of a sequence. `starts` finds its children by their beginnings, for blocks that are alike in part."""
 
-    __slots__ = ("block", "children", "first", "ids", "parent")
+    __slots__ = ("block", "children", "ids", "parent", "starts")
 
     def __init__(self, ids: Ids, block: Block | None, parent: _Node | None) -> None:
         self.ids, self.block, self.parent = ids, block, parent
         self.children: dict[Ids, _Node] = {}
-        self.first: dict[int, list[_Node]] = {}
+        self.starts: dict[Ids, dict[_Node, None]] = {}
 
     def add(self, node: _Node) -> None:
         self.children[node.ids] = node
-        self.first.setdefault(node.ids[0], []).append(node)
+        for length in STARTS:
+            if length <= len(node.ids):
+                self.starts.setdefault(node.ids[:length], {})[node] = None
 
     def remove(self, node: _Node) -> None:
         del self.children[node.ids]
-        self.first[node.ids[0]].remove(node)
-        if not self.first[node.ids[0]]:
-            del self.first[node.ids[0]]
+        for length in STARTS:
+            if length <= len(node.ids):
+                same = self.starts[node.ids[:length]]
+                del same[node]
+                if not same:
+                    del self.starts[node.ids[:length]]
+
+    def like(self, ids: Ids) -> list[_Node]:
+        """Up to SOME children that begin as `ids` does, for as long as `starts` tells; the latest first."""
+        for length in STARTS:
+            if length <= len(ids) and ids[:length] in self.starts:
+                return list(islice(reversed(self.starts[ids[:length]]), SOME))
+        return []
 
 
 class Prefixes:
@@ -110,11 +125,12 @@ class Prefixes:
 
     def _add(self, parent: _Node, ids: Ids, block: Block) -> _Node:
         """A new child of `parent`, in the place of shorter ones that it holds whole; or a longer one that holds it."""
-        for other in tuple(parent.first.get(ids[0], ())):
+        for other in parent.like(ids):
             if len(ids) < len(other.ids) and other.ids[: len(ids)] == ids:
                 return other
-            if len(other.ids) < len(ids) and ids[: len(other.ids)] == other.ids:
-                self._remove(other)
+        for length in range(1, len(ids)):
+            if shorter := parent.children.get(ids[:length]):
+                self._remove(shorter)
         node = _Node(ids, block, parent)
         parent.add(node)
         self._nodes[node] = None
@@ -137,7 +153,7 @@ class Prefixes:
 def _alike(parent: _Node, wanted: Ids) -> tuple[_Node | None, int]:
     """The child that begins most like `wanted`, and for how many tokens."""
     best, length = None, 0
-    for node in parent.first.get(wanted[0], ()):
+    for node in parent.like(wanted):
         same = common(node.ids, wanted)
         if same > length:
             best, length = node, same

@@ -52,6 +52,7 @@ class Request:
         self.finished = False
         self.error: BaseException | None = None
         self.deltas: SimpleQueue[Delta | None] = SimpleQueue()  # None: the end
+        self._told: list[Delta] = []
 
     @property
     def length(self) -> int:
@@ -96,12 +97,23 @@ class Request:
         """Ends it early."""
         self.finished = True
 
+    def tell(self, delta: Delta) -> None:
+        """Hands `delta` to the reader with the next `flush`."""
+        self._told.append(delta)
+
+    def flush(self) -> None:
+        """Wakes the reader. Best called when a step is about to run: a reader wants the interpreter to itself."""
+        for delta in self._told:
+            self.deltas.put(delta)
+        self._told.clear()
+
     def end(self, error: BaseException | None = None) -> None:
         """The last call: frees its memory and tells its reader."""
         self.error, self.finished = self.error or error, True
         self.cache = self.leader = None
         for choice in self.choices:
             choice.cache = choice.guesses = None
+        self.flush()
         self.deltas.put(None)
 
 
@@ -159,7 +171,7 @@ class Generation(Request):
         assert self.cache is not None
         self.begun = True
         if self._prompt:
-            self.deltas.put(Delta(prompt=tuple(self._prompt)))
+            self.tell(Delta(prompt=tuple(self._prompt)))
         for choice in self.choices:
             choice.cache = self.cache if choice is self.choices[-1] else self.cache.fork(len(self.ids))
             choice.ids = list(self.ids)
@@ -197,7 +209,7 @@ class Generation(Request):
                 break
         choice.tokens += new
         if new and not self._buffered:
-            self.deltas.put(Delta(choice.index, tokens=tuple(new)))
+            self.tell(Delta(choice.index, tokens=tuple(new)))
         if reason:
             self._end(choice, "stop" if reason == "stop" else "length")
         return right
@@ -205,7 +217,7 @@ class Generation(Request):
     def _end(self, choice: Choice, reason: FinishReason) -> None:
         choice.reason = reason
         if not self._buffered:
-            self.deltas.put(Delta(choice.index, finish_reason=reason))
+            self.tell(Delta(choice.index, finish_reason=reason))
         self._finish_if_done()
 
     def _finish_if_done(self) -> None:
@@ -214,9 +226,9 @@ class Generation(Request):
         if self._buffered:
             best = sorted(self.choices, key=lambda c: -c.sampler.total_logprob / max(1, c.sampler.written))
             for index, choice in enumerate(best[: self.sampling.n]):
-                self.deltas.put(Delta(index, tokens=tuple(choice.tokens), finish_reason=choice.reason))
+                self.tell(Delta(index, tokens=tuple(choice.tokens), finish_reason=choice.reason))
         written = sum(len(c.tokens) for c in self.choices)
-        self.deltas.put(Delta(usage=Usage(len(self.ids) - self.virtual, written, self.cached)))
+        self.tell(Delta(usage=Usage(len(self.ids) - self.virtual, written, self.cached)))
         self.finished = True
 
     def stop(self, reason: FinishReason) -> None:

@@ -345,6 +345,8 @@ class Scheduler:
                 self._deliver(work, rows)
             except Exception as error:
                 work.request.error, work.request.finished = error, True
+        for work in batch:  # not before: each would take the interpreter from the rest of the step
+            work.request.flush()
 
     def _time(self, batch: Sequence[_Work], seconds: float) -> None:
         rows = prompt = 0
