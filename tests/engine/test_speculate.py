@@ -11,7 +11,7 @@ from engine_models import EOS, KindWeights, byte_tokenizer, tiny
 
 from ladderlm.engine import on_cpu
 from ladderlm.engine.engine import Engine
-from ladderlm.engine.speculate import LONGEST, Clock, Guesses, Speculation
+from ladderlm.engine.speculate import LONGEST, PRIOR, Clock, Guesses, Speculation
 from ladderlm.errors import UsageError
 from ladderlm.types import Completion, Sampling
 
@@ -151,11 +151,28 @@ def test_it_pays_or_stops(row_cost: float, right: float, least: float) -> None:
 
 
 def test_the_last_place_with_the_same_tokens_is_continued() -> None:
-    guesses = Guesses({}, 0)
     ids = [1, 2, 3, 4, 5, 9, 1, 2, 3, 6, 7, 1, 2, 3]
-    assert guesses.found(ids, 3) == [6, 7, 1]
-    assert guesses.found([*ids, 8, 8, 8], 3) == []
-    assert Guesses({}, 0).found([7, 8, 7, 8, 7], LONGEST) == [8, 7] * 7 + [8]
+    guesses = Guesses(PRIOR, 0)
+    assert guesses.place(ids) == (9, 3)
+    assert guesses.place([*ids, 8, 8, 8]) == (16, 2)
+    assert Guesses(PRIOR, 0).place([1, 2, 3, 7, 2, 3, 8, 1, 2, 3]) == (3, 3)  # three that agree, not the later two
+    assert Guesses(PRIOR, 0).place([1, 2, 3, 4]) == (0, 0)
+    (circle,) = Speculation(AlwaysGuess()).propose([(Guesses(PRIOR, 0), [7, 8, 7, 8, 7], LONGEST)], 1)
+    assert circle == [8, 7] * 7 + [8]
+
+
+def test_the_more_tokens_agree_the_longer_the_guess() -> None:
+    clock = Clock()
+    for rows in range(1, 9):
+        clock.add(rows, 1 + 0.15 * rows)
+    passage = list(range(100, 140))
+    lengths = []
+    for agree in (2, 4, 8):
+        ids = [*passage, 7, *passage[:agree]]
+        (guess,) = Speculation(clock).propose([(Guesses(PRIOR, 0), ids, LONGEST)], 1)
+        assert guess == passage[agree : agree + len(guess)]
+        lengths.append(len(guess))
+    assert 1 <= lengths[0] < lengths[1] < lengths[2]
 
 
 def test_a_draft_model_needs_the_same_vocabulary() -> None:

@@ -19,11 +19,18 @@ __all__ = ["adapts", "check", "load", "load_embedder", "on_cpu"]
 
 
 def load(
-    files: ModelFiles, *, threads: int | None = None, draft: ModelFiles | None = None, exact: bool = False
+    files: ModelFiles,
+    *,
+    threads: int | None = None,
+    kv_bytes: int | None = None,
+    speculate: bool = True,
+    draft: ModelFiles | None = None,
+    exact: bool = False,
 ) -> Engine:
     """An Engine for `files` on `threads` threads (default: the cores, at most 8). Close it, or use it in `with`.
 
-    `draft` is a smaller model with the same tokenizer that guesses what this one writes: same answers, sooner.
+    `kv_bytes` and `speculate` are the Engine's. `draft` is a smaller model with the same tokenizer that guesses what
+    this one writes: same answers, sooner.
     Quantised weights are multiplied with activations in 8 bits; `exact` takes float32 ones, many times slower, to
     compare what is in two files.
     Raises UsageError for a model that does not continue text, saying what it does instead, and for a draft model
@@ -40,7 +47,8 @@ def load(
         guesser = on_cpu(draft.arch, draft.weights, threads=threads, key=draft.hash)
     backend = on_cpu(files.arch, files.weights, threads=threads, key=files.hash, exact=exact)
     # The numpy reference sums in another order when a step has more rows: there, guesses could change an answer.
-    return Engine(backend, files.tokenizer, speculate=files.arch.compiled, draft=guesser)
+    speculate = speculate and files.arch.compiled
+    return Engine(backend, files.tokenizer, kv_bytes=kv_bytes, speculate=speculate, draft=guesser)
 
 
 def _vocabulary(files: ModelFiles) -> list[str]:

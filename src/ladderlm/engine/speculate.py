@@ -1,8 +1,9 @@
 """Speculation: guess the next tokens, let one step check them all, keep those that were right.
 
 Guesses come from three places, none of which is random:
-- `prompt`: what followed the last three tokens where they stood before, in the prompt or the answer (prompt lookup;
-  Saxena 2023). Edits, summaries and code copy much of what they read.
+- `prompt`: what followed the last two tokens or more where they stood before, in the prompt or the answer (prompt
+  lookup; Saxena 2023). Edits, summaries and code copy much of what they read. The more tokens agree, the likelier is
+  the next: how often is learned for each number of them.
 - `history`: what this engine itself wrote after the same four tokens, for any request: a table of n-grams learned on
   line, the "self" of self-speculation here. Formats and phrases that a model repeats are found there.
 - `draft`: the likeliest tokens of a smaller model with the same vocabulary (Leviathan et al. 2023, greedy drafts).
@@ -17,7 +18,6 @@ that the same time would have given. A source that does not pay rests, twice as 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Literal
@@ -29,13 +29,19 @@ from ladderlm.engine.cache import KVCache
 from ladderlm.engine.hot import VIRTUAL
 
 Source = Literal["prompt", "history", "draft"]
-SOURCES: tuple[Source, ...] = ("prompt", "history", "draft")
-GRAM = 3  # tokens that must agree with an earlier place
+AGREE = 6  # tokens that agree with an earlier place, beyond which more of them say nothing new
+Kind = tuple[Source, int]  # of a guessed token: from where, and how many tokens before it agree
+HISTORY: Kind = ("history", 0)
+DRAFT: Kind = ("draft", 0)
+PRIOR: dict[Kind, float] = {  # how often each is right, before anything was seen
+    ("prompt", 2): 0.35, ("prompt", 3): 0.6, ("prompt", 4): 0.7, ("prompt", 5): 0.8, ("prompt", AGREE): 0.9,
+    HISTORY: 0.6, DRAFT: 0.6,
+}  # fmt: skip
 CONTEXT = 4  # tokens that the history is looked up by
 TABLE = 1 << 16  # entries of the history
 LONGEST = 15  # tokens guessed at a time
 REST = 32  # tokens a source rests the first time that it does not pay; then twice as many, and so on
-MARGIN = 1.3  # by how much a guess must pay: what is measured is uncertain, and guessing costs time itself
+MARGIN = 1.5  # by how much a guess must pay: what is measured is uncertain, and guessing costs time itself
 
 
 class Clock:
@@ -81,7 +87,7 @@ class Clock:
 
 
 class _Rate:
-    """How often guesses of one source are right: a moving average; and its rests."""
+    """How often guesses of one kind are right: a moving average; and its rests."""
 
     __slots__ = ("rests", "until", "value")
 
@@ -89,10 +95,8 @@ class _Rate:
         self.value = value
         self.rests, self.until = 0, 0
 
-    def add(self, right: int, wrong: bool, pace: float) -> None:
-        self.value = 1 - (1 - self.value) * (1 - pace) ** right
-        if wrong:
-            self.value *= 1 - pace
+    def add(self, right: bool, pace: float) -> None:
+        self.value += pace * (right - self.value)
         if right:
             self.rests = 0
 
@@ -106,25 +110,54 @@ class _Rate:
 class Guesses:
     """What is known of one choice: where its n-grams stand, how its guesses fared, the draft model's cache."""
 
-    def __init__(self, rates: dict[Source, float], learned: int) -> None:
-        self.rates = {source: _Rate(min(0.8, max(0.3, value))) for source, value in rates.items()}
-        self.source: Source = "prompt"  # of the guess under way
+    def __init__(self, rates: dict[Kind, float], learned: int) -> None:
+        self.rates = {kind: _Rate(min(0.9, max(0.3, value))) for kind, value in rates.items()}
+        self.kind: Kind = ("prompt", 2)  # of the first token of the guess under way
         self.cache: KVCache | None = None  # the draft model's
         self.learned = learned  # tokens that the history has seen, or never will: the prompt
-        self._places: dict[tuple[int, ...], int] = {}
-        self._indexed = GRAM
+        self._places: dict[tuple[int, ...], int] = {}  # where two or three tokens last ended
+        self._indexed = 2
 
-    def found(self, ids: list[int], most: int) -> list[int]:
-        """What followed the last GRAM tokens where they last stood before, as far as `most` tokens."""
-        places = self._places
-        for end in range(self._indexed, len(ids)):
-            places[tuple(ids[end - GRAM : end])] = end
-        self._indexed = max(GRAM, len(ids))
-        start = places.get(tuple(ids[-GRAM:]))
+    def place(self, ids: list[int]) -> tuple[int, int]:
+        """Where the last tokens stood before, three if they did, else two: the end of it, and how many tokens agree.
+
+        (0, 0) where there is no such place. It costs the same however long `ids` is, once they are indexed.
+        """
+        places, count = self._places, len(ids)
+        for end in range(self._indexed, count):
+            places[ids[end - 2], ids[end - 1]] = places[tuple(ids[end - 3 : end])] = end
+        self._indexed = max(2, count)
+        if count < 2:
+            return 0, 0
+        start = places.get((ids[-2], ids[-1]))
         if start is None:
-            return []
-        period = len(ids) - start  # a text that runs in circles goes on so
-        return ids[start : start + most] if period >= most else [ids[start + i % period] for i in range(most)]
+            return 0, 0
+        start = places.get(tuple(ids[-3:]), start)
+        agree = 2
+        while agree < min(AGREE, start) and ids[start - agree - 1] == ids[count - agree - 1]:
+            agree += 1
+        return start, agree
+
+    def begin(self, kind: Kind, price: float, written: int) -> None:
+        """A guess is made."""
+        self.kind = kind
+        self.rates[kind].rest_if(price, written)
+
+    def length(self, kind: Kind, written: int, most: int, price: float) -> int:
+        """How many tokens to guess: as long as all of them are right more often than a row costs; after a rest, one."""
+        rate = self.rates[kind]
+        if written < rate.until or most <= 0:
+            return 0
+        count, chance, most = 0, rate.value, min(most, LONGEST)
+        while count < most and chance > price:
+            count += 1
+            chance *= self.rates[_following(kind, count)].value
+        return max(1, count)
+
+
+def _following(kind: Kind, count: int) -> Kind:
+    """The kind of the guessed token `count` after the first."""
+    return ("prompt", min(AGREE, kind[1] + count)) if kind[1] else kind
 
 
 class Speculation:
@@ -132,7 +165,7 @@ class Speculation:
 
     def __init__(self, clock: Clock, draft: Backend | None = None) -> None:
         self._clock, self._draft = clock, draft
-        self._rates: dict[Source, float] = dict.fromkeys(SOURCES if draft else SOURCES[:2], 0.6)
+        self._rates: dict[Kind, float] = dict(PRIOR)
         self._history = np.full(TABLE, -1, np.int32)
         self._draft_seconds = 0.0  # of a step of the draft model
 
@@ -157,25 +190,24 @@ class Speculation:
 
     def learn(self, guesses: Guesses, ids: list[int], made: int, right: int, ended: bool) -> None:
         """Of `made` guessed tokens `right` were; `ids` is all there is now. `ended`: the answer stopped there."""
-        if made:
-            rate, wrong = guesses.rates[guesses.source], right < made and not ended
-            rate.add(right, wrong, 0.1 if made > 1 else 0.3)
-            everywhere = self._rates[guesses.source]
-            everywhere = 1 - (1 - everywhere) * 0.98**right
-            self._rates[guesses.source] = everywhere * (0.98 if wrong else 1)
+        for i in range(right if ended else min(made, right + 1)):
+            kind = _following(guesses.kind, i)
+            guesses.rates[kind].add(i < right, 0.1 if made > 1 else 0.3)
+            self._rates[kind] += 0.02 * ((i < right) - self._rates[kind])
         for end in range(max(guesses.learned, CONTEXT), len(ids)):
             self._history[hash(tuple(ids[end - CONTEXT : end])) % TABLE] = ids[end]
         guesses.learned = len(ids)
 
     def _look(self, guesses: Guesses, ids: list[int], most: int, price: float) -> list[int]:
-        for source in ("prompt", "history"):
-            length = _length(guesses.rates[source], len(ids), most, price)
-            if length:
-                found = guesses.found(ids, length) if source == "prompt" else self._remembered(ids, length)
-                if found:
-                    guesses.source = source
-                    guesses.rates[source].rest_if(price, len(ids))
-                    return found
+        start, agree = guesses.place(ids)
+        if agree and (length := guesses.length(("prompt", agree), len(ids), most, price)):
+            guesses.begin(("prompt", agree), price, len(ids))
+            period = len(ids) - start  # a text that runs in circles goes on so
+            return ids[start : start + length] if period >= length else [ids[start + i % period] for i in range(length)]
+        length = guesses.length(HISTORY, len(ids), most, price)
+        if length and (found := self._remembered(ids, length)):
+            guesses.begin(HISTORY, price, len(ids))
+            return found
         return []
 
     def _remembered(self, ids: list[int], most: int) -> list[int]:
@@ -198,7 +230,7 @@ class Speculation:
         """Greedy continuations by the draft model, written for all choices together."""
         out: list[list[int]] = [[] for _ in choices]
         cost = price + MARGIN * per_second * self._draft_seconds / max(1, len(choices))
-        lengths = [_length(g.rates["draft"], len(ids), most, cost) for g, ids, most in choices]
+        lengths = [guesses.length(DRAFT, len(ids), most, cost) for guesses, ids, most in choices]
         ready = [i for i, length in enumerate(lengths) if length and self._caught_up(*choices[i][:2])]
         assert self._draft is not None
         ready = ready[: self._draft.max_rows]
@@ -209,8 +241,7 @@ class Speculation:
                 guesses, ids, _ = choices[i]
                 assert guesses.cache is not None
                 if not step:
-                    guesses.source = "draft"
-                    guesses.rates["draft"].rest_if(cost, len(ids))
+                    guesses.begin(DRAFT, cost, len(ids))
                 pieces.append(Piece(guesses.cache, [out[i][-1] if step else ids[-1]], 0))
             began = time.perf_counter()
             logits = self._draft.run(pieces)
@@ -234,14 +265,3 @@ class Speculation:
         if missing:
             self._draft.run([Piece(cache, missing, len(missing))])
         return len(cache) == len(ids) - 1
-
-
-def _length(rate: _Rate, written: int, most: int, price: float) -> int:
-    """How many tokens to guess: as long as all of them are right more often than a row costs; after a rest, one."""
-    if written < rate.until or most <= 0:
-        return 0
-    if rate.value <= price:
-        return 1
-    if rate.value >= 1 or price <= 0:
-        return min(most, LONGEST)
-    return min(most, LONGEST, int(math.log(price) / math.log(rate.value)))

@@ -54,7 +54,8 @@ def load_engine(files: ModelFiles, *, device: str = "auto") -> Engine:
     from ladderlm.engine.engine import Engine
 
     backend = TorchBackend(files.arch, files.weights, device=device)
-    return Engine(backend, files.tokenizer, kv_bytes=backend.kv_bytes)
+    # Its sums depend on how many rows a step has: there, guesses could change an answer.
+    return Engine(backend, files.tokenizer, kv_bytes=backend.kv_bytes, speculate=False)
 
 
 def find_device(name: str) -> torch.device:
