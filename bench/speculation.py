@@ -32,9 +32,9 @@ GARDEN = (
     "first fruits turn orange, water less, so that they taste sweeter, and pick them before the first cold night."
 )
 LETTER = (
-    "Dear Mr Olsen, thank you for youre letter of the third of May. We are sory to hear that the lamp arived broken. We "
-    "have send a new one today, and it should reach you on Friday. You do not need to send the old lamp back. Please "
-    "acept a voucher of ten euros for your next order. With kind regards, Maria Lind"
+    "Dear Mr Olsen, thank you for youre letter of the third of May. We are sory to hear that the lamp arived broken. "
+    "We have send a new one today, and it should reach you on Friday. You do not need to send the old lamp back. "
+    "Please acept a voucher of ten euros for your next order. With kind regards, Maria Lind"
 )
 EDITS = (
     f"Copy the following text and correct its mistakes. Text: {BRIDGE}",

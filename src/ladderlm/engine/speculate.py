@@ -40,15 +40,16 @@ PRIOR: dict[Kind, float] = {  # how often each is right, before anything was see
 CONTEXT = 4  # tokens that the history is looked up by
 TABLE = 1 << 16  # entries of the history
 LONGEST = 15  # tokens guessed at a time
+TOGETHER = 4  # rows that the kernels compute together: the fifth costs nearly what all from the fifth to the eighth do
 REST = 32  # tokens a source rests the first time that it does not pay; then twice as many, and so on
-MARGIN = 1.5  # by how much a guess must pay: what is measured is uncertain, and guessing costs time itself
+MARGIN = 1.3  # by how much a guess must pay: what is measured is uncertain, and guessing costs time itself
 
 
 class Clock:
     """Seconds of a step as base + slope * rows, from the steps so far, old ones forgotten; and of a prompt's row."""
 
     FORGET = 0.99
-    PRIOR = 0.1  # a further row's cost, of a step with one, before anything was measured
+    PRIOR = 0.15  # a further row's cost, of a step with one, before anything was measured
     WEIGHT = 10.0  # of what is believed of it, in steps that differ by a row
 
     def __init__(self) -> None:
@@ -152,6 +153,8 @@ class Guesses:
         while count < most and chance > price:
             count += 1
             chance *= self.rates[_following(kind, count)].value
+        if count >= TOGETHER:
+            count -= (1 + count) % TOGETHER
         return max(1, count)
 
 
