@@ -11,8 +11,9 @@ import pytest
 from engine_models import EOS, KindWeights, tiny
 
 from ladderlm.engine import on_cpu
+from ladderlm.engine.cache import BLOCK, Block, HostBlock, KVCache
 from ladderlm.engine.engine import Engine
-from ladderlm.errors import ContextOverflow, FormatError
+from ladderlm.errors import ContextOverflow, FormatError, Overloaded
 from ladderlm.types import Completion, Sampling
 
 FREE = ((EOS, -1000.0),)
@@ -88,4 +89,49 @@ def test_weights_that_are_no_numbers_end_their_request_alone() -> None:
             with pytest.raises(FormatError):
                 write(engine, [1, 2], temperature=temperature, max_tokens=4)
         engine._backend.run = run  # type: ignore[method-assign]
+        assert len(write(engine, [1, 2], max_tokens=4).choices[0].ids) == 4
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_memory_that_is_full_sooner_than_promised_delays_and_fails_nobody(kept: bool) -> None:
+    prompts = [[i + 1] * 20 for i in range(6)]
+    with made() as engine:
+        expected = [write(engine, p, max_tokens=60).choices for p in prompts]
+    with made() as engine:
+        alive, fresh, full = engine._scheduler._alive, engine._backend.cache, 0
+
+        def cache() -> KVCache:
+            def block() -> Block:
+                nonlocal full
+                if len(alive) >= 7:
+                    full += 1
+                    raise Overloaded("full")
+                return HostBlock(engine._backend.block_bytes)
+
+            return KVCache(block, fresh().addresses.size * BLOCK)
+
+        engine._backend.cache = cache  # type: ignore[method-assign]
+        if kept:
+            for i in range(3):
+                write(engine, [100 + i] * 60, max_tokens=2)
+        assert [c.choices for c in together(engine, prompts, max_tokens=60)] == expected
+        assert full
+
+
+def test_one_request_that_memory_does_not_hold_is_told_so() -> None:
+    with made() as engine:
+        made_of = engine._backend.cache
+
+        def cache() -> KVCache:
+            found = made_of()
+            found._fresh = full
+            return found
+
+        def full() -> Block:
+            raise Overloaded("full")
+
+        engine._backend.cache = cache  # type: ignore[method-assign]
+        with pytest.raises(Overloaded):
+            write(engine, [1, 2], max_tokens=4)
+        engine._backend.cache = made_of  # type: ignore[method-assign]
         assert len(write(engine, [1, 2], max_tokens=4).choices[0].ids) == 4

@@ -133,13 +133,20 @@ class Scheduler:
                     return self._fail(every, Cancelled("the engine was closed"))
                 self._drop()
                 self._admit()
-                batch = self._choose()
+                try:
+                    batch = self._choose()
+                except Overloaded as error:
+                    self._shrink(error)
+                    continue
                 if not batch:  # a request that waits for its reader cannot tell us of its `cancel`: look now and then
                     self._wake.wait(0.1 if self._active or self._waiting else None)
                     continue
             try:
                 with self._stepping:
                     self._step(batch)
+            except Overloaded as error:
+                with self._lock:
+                    self._shrink(error)
             except Exception as error:
                 with self._lock:
                     self._fail({id(w.request): w.request for w in batch}.values(), error)
@@ -235,17 +242,26 @@ class Scheduler:
         False if a request had to give its memory back: choose again.
         """
         need = sum(work.piece.cache.lacks(len(work.piece.cache) + len(work.piece.ids)) for work in batch)
-        while need and len(self._alive) + need > self._blocks and self._prefixes.evict():
-            pass
-        if not need or len(self._alive) + need <= self._blocks:
-            return True
+        while need and len(self._alive) + need > self._blocks:
+            if not self._prefixes.evict():
+                error = "the engine has no memory left for keys and values"
+                self._give_back(Overloaded(error, cure="give it more (kv_bytes)"))
+                return False
+        return True
+
+    def _give_back(self, error: Overloaded) -> None:
+        """Sends the request that came last back to wait; ends it with `error` where it is alone or cannot go back."""
         last = max(self._active, key=lambda r: (r.restartable, r.rank))
         if len(self._active) > 1 and last.restartable:
             self._send_back(last)
-            return False
-        error = Overloaded("the engine has no memory left for keys and values", cure="give it more (kv_bytes)")
-        self._fail([max(self._active, key=lambda r: r.rank)], error)
-        return False
+        else:
+            self._fail([max(self._active, key=lambda r: r.rank)], error)
+
+    def _shrink(self, error: Overloaded) -> None:
+        """The backend's memory is full sooner than it said (others may share it): what is held now is all there is."""
+        self._blocks = max(1, min(self._blocks - 1, len(self._alive)))
+        if not self._prefixes.evict():
+            self._give_back(error)
 
     # --- A step ---------------------------------------------------------------------------------------------------
 
