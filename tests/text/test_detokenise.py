@@ -1,6 +1,7 @@
 """Streams: what is emitted piece by piece equals what decode says at once, cut at the first stop string."""
 
 import json
+import time
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -89,3 +90,24 @@ def test_a_first_space_of_sentencepiece_is_left_out_where_a_text_begins() -> Non
     for begins, expected in ((True, "Hi Hi"), (False, " Hi Hi")):
         reader = Detokeniser(tokenizer, begins=begins)
         assert "".join(reader.feed(Token(i, 0.0))[0] for i in (5, 5)) + reader.finish() == expected
+
+
+def test_ten_thousand_stop_strings_cost_little_more_than_ten() -> None:
+    ids = TOKENIZER.encode("hello world, wonderful world " * 40 + "the END 9999.")
+    many = tuple(
+        f"{first}{word} {i}."
+        for i in range(2500)
+        for first, word in zip("htwE", ("ello", "he", "or", "ND"), strict=True)
+    )
+    assert len(many) == 10_000
+    seconds = {}
+    for stop in (("nowhere",), many):
+        machine = Detokeniser(TOKENIZER, stop)
+        start = time.process_time()
+        shown = "".join(machine.feed(Token(i))[0] for i in ids) + machine.finish()
+        seconds[len(stop)] = time.process_time() - start
+    assert seconds[10_000] < 10 * seconds[1] + 0.05
+    assert shown.endswith("the END 9999.")  # 2,499 is the last of them
+    pieces, machine = run(TOKENIZER.encode("hello END 2499. more"), many)
+    assert "".join(pieces) == "hello "
+    assert machine.stopped

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import functools
+from bisect import bisect_right
 
 from ladderlm.text.tokenizer import Tokenizer
 from ladderlm.types import Token
@@ -19,7 +21,7 @@ class Detokeniser:
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), *, begins: bool = False) -> None:
-        self._tokenizer, self._stop = tokenizer, stop
+        self._tokenizer, self._stops = tokenizer, _stops(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._control = frozenset(tokenizer.control.values())
         self._held = ""
@@ -53,18 +55,41 @@ class Detokeniser:
         if self._strip and new:
             self._strip, new = False, new.removeprefix(" ")
         text = self._held + new
-        cut = min((at for s in self._stop if (at := text.find(s)) >= 0), default=-1)
+        cut, hold = self._stops.find(text) if self._stops else (-1, len(text))
         if cut >= 0:
             self.stopped, self._held = True, ""
             return text[:cut]
-        keep = max((_overlap(text, s) for s in self._stop), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        self._held = text[hold:]
+        return text[:hold]
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `stop`."""
-    for k in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:k]):
-            return k
-    return 0
+class _Stops:
+    """Stop strings, found at a cost that hardly depends on how many they are."""
+
+    def __init__(self, stop: tuple[str, ...]) -> None:
+        self._sorted, self._set = sorted(set(stop)), frozenset(stop)
+        self._lengths = sorted({len(s) for s in stop})
+        self._firsts = frozenset(s[:1] for s in stop)
+
+    def find(self, text: str) -> tuple[int, int]:
+        """Where the first one begins, -1 if none is in `text`; and from where on `text` may yet become one."""
+        hold = len(text)
+        for at, first in enumerate(text):
+            if first not in self._firsts:
+                continue
+            rest = text[at:]
+            for length in self._lengths:
+                if length > len(rest):
+                    break
+                if rest[:length] in self._set:
+                    return at, at
+            if hold == len(text):
+                after = bisect_right(self._sorted, rest)  # those that begin with `rest` come right after it
+                if after < len(self._sorted) and self._sorted[after].startswith(rest):
+                    hold = at
+        return -1, hold
+
+
+@functools.lru_cache(8)
+def _stops(stop: tuple[str, ...]) -> _Stops | None:
+    return _Stops(stop) if stop else None
