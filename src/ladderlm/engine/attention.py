@@ -20,27 +20,50 @@ from ladderlm.engine.simd import BLOCK, LANES, kernel
 @kernel
 def turn(x: int, half: int, angles: int) -> None:
     """Rotates the 2 * half floats at `x` by the position's angles [2][half] (cosines, sines)."""
-    for i in range(0, 4 * half, 4):
-        a, b = simd.read(x + i), simd.read(x + 4 * half + i)
-        c, s = simd.read(angles + i), simd.read(angles + 4 * half + i)
+    size = 4 * half
+    whole = size // 64 * 64
+    for i in range(0, whole, 64):
+        a, b = simd.load(x + i), simd.load(x + size + i)
+        c, s = simd.load(angles + i), simd.load(angles + size + i)
+        minus = simd.mul(simd.mul(b, s), simd.splat(np.float32(-1)))
+        simd.store(x + i, simd.add(simd.mul(a, c), minus))
+        simd.store(x + size + i, simd.add(simd.mul(b, c), simd.mul(a, s)))
+    for i in range(whole, size, 4):
+        a, b = simd.read(x + i), simd.read(x + size + i)
+        c, s = simd.read(angles + i), simd.read(angles + size + i)
         simd.write(x + i, a * c - b * s)
-        simd.write(x + 4 * half + i, b * c + a * s)
+        simd.write(x + size + i, b * c + a * s)
+
+
+@kernel
+def scale(x: int, count: int, factor: Any) -> None:
+    """Multiplies the `count` floats at `x`, and the padding behind them, by `factor`."""
+    times = simd.splat(factor)
+    for here in range(x, x + 4 * count, 64):
+        simd.store(here, simd.mul(simd.load(here), times))
 
 
 @kernel
 def remember(kind: int, key: int, value: int, head_dim: int, place: int, slot: int) -> None:
     """Stores the key and value at these addresses in `place` (the layer and head's part of a block)."""
-    wide = (head_dim + 31) // 32 * 32
-    if kind:
-        values = place + 2 * (head_dim * BLOCK + slot * wide)
-        for i in range(head_dim):
-            simd.write_half(place + 2 * (i * BLOCK + slot), simd.read(key + 4 * i))
-            simd.write_half(values + 2 * i, simd.read(value + 4 * i))
-        return
-    values = place + 4 * (head_dim * BLOCK + slot * wide)
+    wide, size = (head_dim + 31) // 32 * 32, 2 if kind else 4
+    values, whole = place + size * (head_dim * BLOCK + slot * wide), head_dim // LANES * LANES
     for i in range(head_dim):
-        simd.write(place + 4 * (i * BLOCK + slot), simd.read(key + 4 * i))
-        simd.write(values + 4 * i, simd.read(value + 4 * i))
+        here = place + size * (i * BLOCK + slot)
+        if kind:
+            simd.write_half(here, simd.read(key + 4 * i))
+        else:
+            simd.write(here, simd.read(key + 4 * i))
+    for i in range(0, whole, LANES):
+        if kind:
+            simd.store_half(values + 2 * i, simd.load(value + 4 * i))
+        else:
+            simd.store(values + 4 * i, simd.load(value + 4 * i))
+    for i in range(whole, head_dim):
+        if kind:
+            simd.write_half(values + 2 * i, simd.read(value + 4 * i))
+        else:
+            simd.write(values + 4 * i, simd.read(value + 4 * i))
 
 
 @kernel
@@ -58,16 +81,14 @@ def _softmax(scores: Any, begin: int, used: int, low: int, position: int, slope:
 
     `slope` times the distance is taken off first. Blocks `begin` .. `used` - 1 are looked at.
     """
-    for i in range(position + 1, used * BLOCK):
-        scores[i] = np.float32(-np.inf)
-    for i in range(begin * BLOCK, low):
-        scores[i] = np.float32(-np.inf)
     if slope != 0:
         for i in range(low, position + 1):
             scores[i] -= slope * np.float32(position - i)
     start, summed = scores.ctypes.data, simd.splat(np.float32(0))
-    top = simd.load(start + 4 * begin * BLOCK)
+    top = simd.splat(np.float32(-np.inf))
     for i in range(begin * BLOCK, used * BLOCK, LANES):
+        if i < low or i + LANES > position + 1:
+            simd.store(start + 4 * i, simd.within(simd.load(start + 4 * i), i, low, position))
         top = simd.maximum(top, simd.load(start + 4 * i))
     minus = simd.splat(np.float32(-simd.largest(top)))
     for i in range(begin * BLOCK, used * BLOCK, LANES):
@@ -118,6 +139,10 @@ def attend(
         for t in range(tokens):
             target = out + (row + (done + t if heads == 1 else 0)) * out_step
             target += 4 * (head + (0 if heads == 1 else done + t)) * head_dim
-            for i in range(head_dim):
-                simd.write(target + 4 * i, mixed[t, i] * mixed[t, wide])
+            source, share, whole = address(mixed, t * mixed.shape[1]), mixed[t, wide], head_dim // LANES * LANES
+            times = simd.splat(share)
+            for i in range(0, 4 * whole, 64):
+                simd.store(target + i, simd.mul(simd.load(source + i), times))
+            for i in range(whole, head_dim):
+                simd.write(target + 4 * i, mixed[t, i] * share)
         done += tokens

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ladderlm.engine import dots
 from ladderlm.engine.simd import (
     F32,
     I32,
@@ -31,7 +33,6 @@ from ladderlm.engine.simd import (
     splat,
     total,
 )
-from ladderlm.engine.team import Team
 
 BUFFER = 2**28  # bytes: far beyond any cache
 CHAINS = 12 if WIDE else 6  # sums that do not wait for each other, as many as the registers hold
@@ -39,40 +40,47 @@ ROUNDS = 2**18
 
 
 class Ceiling(NamedTuple):
-    """`read_bytes` and `operations` a second (a multiplication with its addition counts 2), of kind `arithmetic`."""
+    """`read_bytes` and operations a second (a multiplication with its addition counts 2): of float32, and of the
+    integers that quantised weights are multiplied with."""
 
     read_bytes: float
     operations: float
-    arithmetic: str
+    integer_operations: float
 
 
 class Meter:
     """Measures the ceilings, again and again, on `threads` threads. Close it, or its threads stay."""
 
     def __init__(self, threads: int) -> None:
-        self._team = Team(threads)
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads)
         self._buffer = np.ones(BUFFER // 4, np.float32)
         self._sums = np.zeros((threads, 16), np.float32)
         self._passes()  # compiles
 
     def measure(self, seconds: float = 0.2) -> Ceiling:
         """The best of repeated passes, for about `seconds` each."""
-        operations = self._team.size * ROUNDS * CHAINS * 16 * 2
-        read, computed = self._passes()
-        return Ceiling(BUFFER / _best(read, seconds), operations / _best(computed, seconds), "float32 fma")
+        read, floats, integers = (_best(one, seconds) for one in self._passes())
+        steps = self._threads * ROUNDS * CHAINS * 2
+        return Ceiling(BUFFER / read, steps * 16 / floats, steps * dots.LANES * 4 / integers)
 
     def close(self) -> None:
-        self._team.close()
+        self._pool.shutdown()
 
-    def _passes(self) -> tuple[Callable[[], None], Callable[[], None]]:
-        here, sums = self._buffer.ctypes.data, self._sums
-        calls = (
-            lambda: self._team.run(_read, here, BUFFER, sums),
-            lambda: self._team.run(_compute, here, ROUNDS, sums),
-        )
-        for call in calls:
+    def _passes(self) -> list[Callable[[], None]]:
+        here = self._buffer.ctypes.data
+
+        def together(function: Any, count: int) -> Callable[[], None]:
+            def call() -> None:
+                def part(tid: int) -> None:
+                    function(tid, self._threads, here, count, self._sums)
+
+                list(self._pool.map(part, range(self._threads)))
+
             call()
-        return calls
+            return call
+
+        return [together(_read, BUFFER), together(_compute, ROUNDS), together(_compute_integers, ROUNDS)]
 
 
 def _best(call: Callable[[], None], seconds: float) -> float:
@@ -102,6 +110,31 @@ def _read(tid: int, size: int, address: int, count: int, sums: Any) -> None:
 @kernel
 def _compute(tid: int, size: int, address: int, rounds: int, sums: Any) -> None:
     sums[tid, 0] = _chains(address, rounds)
+
+
+@kernel
+def _compute_integers(tid: int, size: int, address: int, rounds: int, sums: Any) -> None:
+    sums[tid, 0] = _integer_chains(address, rounds)
+
+
+@intrinsic
+def _integer_chains(typing_context: Any, address: Any, rounds: Any) -> tuple[Any, Codegen]:
+    """The same of the integer kernels' steps, each 4 products in every lane."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = dots.sums_type()
+        starts = [load_vector(builder, args[0], 64 * i, kind) for i in range(CHAINS)]
+        sums = [cgutils.alloca_once_value(builder, start) for start in starts]
+        weights = load_vector(builder, args[0], 0, ir.VectorType(I32, dots.LANES))
+        with cgutils.for_range(builder, args[1], intp=I64):
+            for place in sums:
+                builder.store(dots.step(builder, builder.load(place), weights, weights), place)
+        whole = builder.load(sums[0])
+        for place in sums[1:]:
+            whole = builder.add(whole, builder.load(place))
+        return builder.uitofp(builder.extract_element(whole, ir.Constant(I32, 0)), F32)
+
+    return types.float32(types.int64, types.int64), codegen
 
 
 @intrinsic

@@ -19,8 +19,9 @@ from ladderlm.engine.simd import F32, I8, I16, I32, I64, ISA, Codegen, at
 
 HALF = ir.HalfType()
 GROUP = 32  # k that share a scale of the activations
-FIELDS = 9  # of a token and group, each [groups][tokens]; the corrections are integers:
-SCALE, SUM, ZERO_0, ZERO_8, ZERO_128, HALF_128, HALF_SUM = 0, 1, 2, 3, 4, 5, 7  # the last two have one for each 16 k
+# Fields of a token and group, each [groups][tokens]: the scale, scale * sum of the codes, and integers that take off
+# the zero of 4 and of 8 bits; then, for formats with groups of 16, two each of the last and the second.
+SCALE, SUM, ZERO_4, ZERO_8, HALF_ZERO, HALF_SUM, FIELDS = 0, 1, 2, 3, 4, 6, 8
 ROWS = 32  # of a block
 
 Vector = list[Any]  # LLVM values
@@ -29,6 +30,7 @@ Vector = list[Any]  # LLVM values
 class Format(NamedTuple):
     """How a quantised matrix is kept: bits of a weight, k in a group, bytes of a scale, whether it has minima.
 
+    weight = scale * code + minimum, or scale * (code - zero) with the zero in the middle: 8 or 128.
     A block of 32 rows holds for every 32 k: [two halves of 16 rows][8 steps][16 rows][4 k] (4 bits: the low nibbles
     are one step, the high ones the next), then the scales of its groups [rows], then the minima.
     """
@@ -52,7 +54,7 @@ class Format(NamedTuple):
         return self.codes_bytes + self.side_bytes * (2 if self.low else 1)
 
 
-# Q8_0; Q4_0; Q4_1; Q4_K; Q5_1 and Q5_K; Q6_K; Q2_K and Q3_K
+# Q8_0; Q4_0; Q4_1; Q4_K; Q5_1, Q5_K and IQ4_XS; Q6_K; Q2_K and Q3_K
 FORMATS = (
     Format(8, 32, 2, False),
     Format(4, 32, 2, False),
@@ -126,6 +128,17 @@ def _pairs(builder: Any, total: Any, nibbles: Any, x: Any) -> Any:
     return found if total is None else builder.add(total, found)
 
 
+def step(builder: Any, total: Any, weights: Any, x: Any) -> Any:
+    """4 products in each lane added to `total`, which is of `sums_type`; with AVX2 of nibbles."""
+    if ISA == "avx2":
+        return _pairs(builder, total, weights, x)
+    return (_multiplied if ISA == "portable" else _vnni)(builder, total, weights, x)
+
+
+def sums_type() -> Any:
+    return ir.VectorType(I16, 2 * LANES) if ISA == "avx2" else ir.VectorType(I32, LANES)
+
+
 class _Sums:
     """The integer sums of a tile's tokens and row vectors within a group."""
 
@@ -137,7 +150,7 @@ class _Sums:
         empty = None if ISA == "avx2" else _constant(I32, 0)
         self.values: list[list[Vector]] = [[[empty] * parts for _ in range(vectors)] for _ in range(tokens)]
 
-    def add(self, step: int, weights: Vector, x: Iterator[Any]) -> None:
+    def add(self, number: int, weights: Vector, x: Iterator[Any]) -> None:
         """Adds 4 k: of each row vector the codes, of each token the four activations in every lane."""
         builder = self.builder
         if self.split:
@@ -149,12 +162,9 @@ class _Sums:
                 if self.split:
                     parts[0] = _pairs(builder, parts[0], low[index], factor)
                     parts[1] = _pairs(builder, parts[1], high[index], factor)
-                elif ISA == "avx2":
-                    parts[0] = _pairs(builder, parts[0], weights[index], factor)
                 else:
-                    dot = _multiplied if ISA == "portable" else _vnni
-                    chain = step % self.chains
-                    parts[chain] = dot(builder, parts[chain], weights[index], factor)
+                    chain = number % self.chains
+                    parts[chain] = step(builder, parts[chain], weights[index], factor)
 
     def total(self, token: int, vector: int, correction: Any) -> Any:
         """The sums as floats, after adding `correction`."""
@@ -214,9 +224,9 @@ def _advance(builder: Any, slot: Any, step: Any) -> None:
 class _Tile:
     """Emits the product of `tokens` tokens and some vectors of rows, over all groups."""
 
-    def __init__(self, builder: Any, form: Format, tokens: int, vectors: int, zero: Any, field: Any) -> None:
+    def __init__(self, builder: Any, form: Format, tokens: int, vectors: int, field: Any) -> None:
         self.builder, self.form, self.tokens, self.vectors = builder, form, tokens, vectors
-        self.zero, self.field = zero, field  # the correction's field, and the bytes of a field
+        self.field = field  # bytes of a field
         kind = ir.VectorType(F32, LANES)
         self.running = [[cgutils.alloca_once(builder, kind) for _ in range(vectors)] for _ in range(tokens)]
 
@@ -237,10 +247,10 @@ class _Tile:
     def _group(self, weights: Any, sides: Any, x: Any, field: Any) -> None:
         form, builder = self.form, self.builder
         sums = _Sums(builder, form.bits, self.tokens, self.vectors)
-        for step, codes in enumerate(_codes(builder, form, weights, self.vectors)):
-            sums.add(step, codes, (_each(builder, x, GROUP * t + 4 * step, I32) for t in range(self.tokens)))
-            if form.group == 16 and step in (3, 7):
-                self._finish(sums, sides, field, step // 4)
+        for number, codes in enumerate(_codes(builder, form, weights, self.vectors)):
+            sums.add(number, codes, (_each(builder, x, GROUP * t + 4 * number, I32) for t in range(self.tokens)))
+            if form.group == 16 and number in (3, 7):
+                self._finish(sums, sides, field, number // 4)
                 sums = _Sums(builder, form.bits, self.tokens, self.vectors)
         if form.group == GROUP:
             self._finish(sums, sides, field, None)
@@ -253,12 +263,12 @@ class _Tile:
         at_vector = [first + v * LANES * form.scale_bytes for v in range(self.vectors)]
         scales = [_side(builder, form, sides, o) for o in at_vector]
         lows = [_side(builder, form, sides, o + form.side_bytes) for o in at_vector] if form.low else []
-        if half is None:
-            zero, total = builder.add(field, builder.mul(self.zero, self.field)), self._place(field, SUM)
-        else:
-            zero, total = self._place(field, HALF_128 + half), self._place(field, HALF_SUM + half)
+        zero, total = (
+            (ZERO_4 if form.bits == 4 else ZERO_8, SUM) if half is None else (HALF_ZERO + half, HALF_SUM + half)
+        )
+        zero, total = self._place(field, zero), self._place(field, total)
         for t in range(self.tokens):
-            correction = _constant(I32, 0) if half is not None and form.low else _each(builder, zero, 4 * t, I32)
+            correction = _constant(I32, 0) if form.low else _each(builder, zero, 4 * t, I32)
             scale = _each(builder, field, 4 * t, F32)
             weight = _each(builder, total, 4 * t, F32) if form.low else None
             for v, slot in enumerate(self.running[t]):
@@ -286,10 +296,10 @@ def _vectors(tokens: int) -> int:
 
 
 def _product(builder: Any, form: Format, tokens: int, args: Any) -> None:
-    weights, zero, x, side, groups, out = args
+    weights, x, side, groups, out = args
     vectors = _vectors(tokens)
     field, rows = builder.mul(groups, ir.Constant(I64, 4 * tokens)), LANES * vectors
-    tile = _Tile(builder, form, tokens, vectors, zero, field)
+    tile = _Tile(builder, form, tokens, vectors, field)
     with cgutils.for_range(builder, ir.Constant(I64, ROWS // rows)) as part:
         row = builder.mul(part.index, ir.Constant(I64, rows))
         half = builder.mul(builder.lshr(row, ir.Constant(I64, 4)), ir.Constant(I64, form.codes_bytes // 2))
@@ -302,12 +312,11 @@ def _product(builder: Any, form: Format, tokens: int, args: Any) -> None:
 
 @intrinsic(prefer_literal=True)
 def product(
-    context: Any, kind: Any, tokens: Any, weights: Any, zero: Any, x: Any, side: Any, groups: Any, out: Any
+    context: Any, kind: Any, tokens: Any, weights: Any, x: Any, side: Any, groups: Any, out: Any
 ) -> tuple[Any, Codegen]:
     """A block of 32 rows kept in FORMATS[kind] times a tile of tokens (one of TILES), into out [tokens][32].
 
-    `zero` is the field that corrects for the codes' zero; x holds the tokens' codes [groups][tokens][32] and `side`
-    their fields [FIELDS][groups][tokens].
+    x holds the tokens' codes [groups][tokens][32] and `side` their fields [FIELDS][groups][tokens].
     """
     form = FORMATS[kind.literal_value]
 
@@ -324,4 +333,4 @@ def product(
         builder.position_at_end(after)
         return context.get_dummy_value()
 
-    return types.void(kind, *[types.int64] * 7), codegen
+    return types.void(kind, *[types.int64] * 6), codegen

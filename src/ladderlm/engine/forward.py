@@ -112,22 +112,30 @@ class Work(NamedTuple):
 
 
 @kernel
-def _meet(sync: Any, threads: int, phase: int) -> int:
-    """Waits until all threads have finished `phase`; the next phase's number."""
-    if threads > 1:
-        here, goal, polls = sync.ctypes.data, threads * (phase + 1), 0
-        simd.atomic_add(here, 1)
-        while simd.atomic_load(here) < goal:
-            polls += 1
-            if polls > SPINS:
-                simd.give_way()
+def _meet(sync: Any, phase: int, items: int) -> int:
+    """Waits until all items of `phase` are done, whoever did them; the next phase's number.
+
+    A thread that the system has put aside holds up nobody unless it is in the middle of an item.
+    """
+    here, polls = sync.ctypes.data + 8 * LINE * (2 * phase + 1), 0
+    while simd.atomic_load(here) < items:
+        polls += 1
+        if polls > SPINS:
+            simd.give_way()
     return phase + 1
 
 
 @kernel
 def _claim(sync: Any, phase: int, grain: int) -> int:
     """The first of the next `grain` unclaimed items of a phase."""
-    return simd.atomic_add(sync.ctypes.data + 8 * LINE * (phase + 1), grain)
+    return simd.atomic_add(sync.ctypes.data + 16 * LINE * phase, grain)
+
+
+@kernel
+def _next(sync: Any, phase: int, first: int, grain: int, items: int) -> int:
+    """Tells that the `grain` items from `first` on are done, and claims some more."""
+    simd.atomic_add(sync.ctypes.data + 8 * LINE * (2 * phase + 1), min(grain, items - first))
+    return _claim(sync, phase, grain)
 
 
 @kernel
@@ -149,12 +157,12 @@ def _own(acts: Any, tid: int, count: int) -> Any:
 @kernel
 def _embed_phase(s: Any, model: Any, r: Any, w: Any, sync: Any, phase: int) -> None:
     """x = the embedding of each row's token, plus its position's where positions are learned."""
-    i, step = _claim(sync, phase, 1), 4 * w.normed.cols
-    while i < len(r.ids):
+    i, step, count = _claim(sync, phase, 1), 4 * w.normed.cols, len(r.ids)
+    while i < count:
         kernels.embed(model.table[EMBED], r.ids[i], s.dim, np.float32(s.embed_scale), w.x + i * step)
         if model.places:
             _add_row(w.x + i * step, model.places + r.positions[i] * step, w.normed.cols)
-        i = _claim(sync, phase, 1)
+        i = _next(sync, phase, i, 1, count)
 
 
 @kernel
@@ -181,11 +189,13 @@ def _norm_phase(
     if count == 1:
         _norm_row(s, side, which, w.x + rows[0] * step, _own(acts, tid, 1), 0, 1)
         return phase
-    i = _claim(sync, phase, 1)
-    while i < count:
-        _norm_row(s, side, which, w.x + rows[i] * step, acts, i, count)
-        i = _claim(sync, phase, 1)
-    return _meet(sync, threads, phase)
+    grain = _grain(count, threads)
+    first = _claim(sync, phase, grain)
+    while first < count:
+        for i in range(first, min(count, first + grain)):
+            _norm_row(s, side, which, w.x + rows[i] * step, acts, i, count)
+        first = _next(sync, phase, first, grain, count)
+    return _meet(sync, phase, count)
 
 
 @kernel
@@ -196,11 +206,13 @@ def _code_phase(acts: Any, count: int, tid: int, threads: int, sync: Any, phase:
     if count == 1:
         kernels.quantise_row(acts.x, _own(acts, tid, 1), 0, 1)
         return phase
-    i = _claim(sync, phase, 1)
-    while i < count:
-        kernels.quantise_row(acts.x + 4 * i * acts.cols, acts, i, count)
-        i = _claim(sync, phase, 1)
-    return _meet(sync, threads, phase)
+    grain = _grain(count, threads)
+    first = _claim(sync, phase, grain)
+    while first < count:
+        for i in range(first, min(count, first + grain)):
+            kernels.quantise_row(acts.x + 4 * i * acts.cols, acts, i, count)
+        first = _next(sync, phase, first, grain, count)
+    return _meet(sync, phase, count)
 
 
 @kernel
@@ -215,8 +227,8 @@ def _branch_phase(s: Any, side: Any, which: int, w: Any, count: int, threads: in
         else:
             kernels.normalise(s.norm, branch, side[which], side[which + 1], s.dim, s.eps, branch)
             _add_row(x, branch, w.normed.cols)
-        i = _claim(sync, phase, 1)
-    return _meet(sync, threads, phase)
+        i = _next(sync, phase, i, 1, count)
+    return _meet(sync, phase, count)
 
 
 @kernel
@@ -235,8 +247,8 @@ def _qkv_phase(m: Any, acts: Any, w: Any, count: int, tile: int, threads: int, s
                 kernels.product(m[part], block, acts, t, n, tile)
                 kernels.put(tile, w.qkv + t * step + i * kernels.LINE, step, n)
                 t += n
-        first = _claim(sync, phase, grain)
-    return _meet(sync, threads, phase)
+        first = _next(sync, phase, first, grain, items)
+    return _meet(sync, phase, items)
 
 
 @kernel
@@ -246,8 +258,8 @@ def _turn_phase(s: Any, model: Any, r: Any, w: Any, m: Any, layer: int, threads:
     key, value = m[0, BLOCKS] * BLOCK, (m[0, BLOCKS] + m[1, BLOCKS]) * BLOCK
     columns, size = value + m[2, BLOCKS] * BLOCK, BLOCK * (s.head_dim + wide) * (2 if s.cache_kind else 4)
     scale, head = np.float32(s.scale), 4 * s.head_dim
-    i = _claim(sync, phase, 1)
-    while i < len(r.ids):
+    i, count = _claim(sync, phase, 1), len(r.ids)
+    while i < count:
         position, x = r.positions[i], w.qkv + 4 * i * columns
         if side[QKV_BIAS]:
             _add_row(x, side[QKV_BIAS], columns)
@@ -259,14 +271,13 @@ def _turn_phase(s: Any, model: Any, r: Any, w: Any, m: Any, layer: int, threads:
                 attention.turn(x + h * head, s.half, angles)
             for h in range(s.kv_heads):
                 attention.turn(x + 4 * key + h * head, s.half, angles)
-        for k in range(0, s.heads * head, 4):
-            simd.write(x + k, simd.read(x + k) * scale)
+        attention.scale(x, s.heads * s.head_dim, scale)
         for h in range(s.kv_heads):
             place = r.blocks[i, position // BLOCK] + size * (layer * s.kv_heads + h)
             k, v = x + 4 * key + h * head, x + 4 * value + h * head
             attention.remember(s.cache_kind, k, v, s.head_dim, place, position % BLOCK)
-        i = _claim(sync, phase, 1)
-    return _meet(sync, threads, phase)
+        i = _next(sync, phase, i, 1, count)
+    return _meet(sync, phase, count)
 
 
 @kernel
@@ -312,8 +323,8 @@ def _attention_phase(
                 r.blocks[row], base, model.windows[layer], np.float32(s.cap), model.slopes, w.scores[tid],
                 w.mixed[tid], w.heads.x, 4 * w.heads.cols,
             )  # fmt: skip
-        i = _claim(sync, phase, 1)
-    return _meet(sync, threads, phase)
+        i = _next(sync, phase, i, 1, items)
+    return _meet(sync, phase, items)
 
 
 @kernel
@@ -335,8 +346,8 @@ def _out_phase(
                 else:
                     kernels.accumulate(tile, w.x + place, step, n)
                 t += n
-        first = _claim(sync, phase, grain)
-    return _meet(sync, threads, phase)
+        first = _next(sync, phase, first, grain, m[BLOCKS])
+    return _meet(sync, phase, m[BLOCKS])
 
 
 @kernel
@@ -364,8 +375,8 @@ def _gate_phase(
                     place = w.hidden.x + 4 * t * w.hidden.cols + kernels.LINE * block
                     kernels.put(tile, place, 4 * w.hidden.cols, n)
                 t += n
-        first = _claim(sync, phase, grain)
-    return _meet(sync, threads, phase)
+        first = _next(sync, phase, first, grain, m[5, BLOCKS])
+    return _meet(sync, phase, m[5, BLOCKS])
 
 
 @kernel
@@ -389,8 +400,8 @@ def _head_phase(m: Any, acts: Any, w: Any, count: int, tile: int, threads: int, 
                 kernels.product(m, block, acts, t, n, tile)
                 kernels.put(tile, w.logits + t * step + block * kernels.LINE, step, n)
                 t += n
-        first = _claim(sync, phase, grain)
-    return _meet(sync, threads, phase)
+        first = _next(sync, phase, first, grain, m[BLOCKS])
+    return _meet(sync, phase, m[BLOCKS])
 
 
 @kernel
@@ -428,7 +439,7 @@ def forward(tid: int, threads: int, s: Any, model: Any, r: Any, w: Any, sync: An
     every, wanted = np.arange(len(r.ids)), len(r.wanted)
     tile = w.tiles + tid * 2 * kernels.LINE * w.tile_rows
     _embed_phase(s, model, r, w, sync, 0)
-    phase = _meet(sync, threads, 0)
+    phase = _meet(sync, 0, len(r.ids))
     for layer in range(s.layers):
         phase = _layer(tid, threads, s, model, r, w, sync, layer, every, phase)
     if wanted:
@@ -438,5 +449,5 @@ def forward(tid: int, threads: int, s: Any, model: Any, r: Any, w: Any, sync: An
 
 
 def counters(layers: int) -> Ints:
-    """A zeroed `sync` buffer: the barrier's count, then one claim counter for each phase, a cache line each."""
-    return np.zeros(LINE * (PHASES * layers + 8), np.int64)
+    """A zeroed `sync` buffer: for each phase how many items are claimed and how many done, a cache line each."""
+    return np.zeros(2 * LINE * (PHASES * layers + 8), np.int64)

@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ladderlm.engine import dots, simd
-from ladderlm.engine.pack import BLOCK_BYTES, CODED, COLS, DATA, QUANTISED, ROUTINE, STORAGE, ZERO
+from ladderlm.engine.pack import BLOCK_BYTES, CODED, COLS, DATA, QUANTISED, ROUTINE, STORAGE
 from ladderlm.engine.products import weight
 from ladderlm.engine.simd import BLOCK, LANES, WIDE, kernel
 
 LINE = 4 * BLOCK  # bytes of a row of a tile
 WIDE_TILE = dots.WIDE_TILE
-FIELDS, SUM, ZERO_8, ZERO_128 = dots.FIELDS, dots.SUM, dots.ZERO_8, dots.ZERO_128
-HALF_128, HALF_SUM = dots.HALF_128, dots.HALF_SUM
+FIELDS, SUM, ZERO_4, ZERO_8 = dots.FIELDS, dots.SUM, dots.ZERO_4, dots.ZERO_8
+HALF_ZERO, HALF_SUM = dots.HALF_ZERO, dots.HALF_SUM
 
 
 class Acts(NamedTuple):
     """Activations as matrices take them: addresses of floats [rows][cols], and of their codes and fields, tile after
-    tile of WIDE_TILE rows (see dots.py). `coded` is 0 where no matrix takes codes."""
+    tile of WIDE_TILE rows (see dots.py). `coded` is 0 where no matrix takes codes, 2 where one takes sums of 16."""
 
     x: int
     codes: int
@@ -62,11 +62,11 @@ def product(m: Any, block: int, acts: Any, first: int, count: int, out: int) -> 
     """
     data, cols = m[DATA] + block * m[BLOCK_BYTES], m[COLS]
     if not m[CODED]:
-        simd.invoke(m[ROUTINE], (data, acts.x + 4 * first * cols, cols, count, out, m[STORAGE] - QUANTISED, m[ZERO]))
+        simd.invoke(m[ROUTINE], (data, acts.x + 4 * first * cols, cols, count, out, m[STORAGE] - QUANTISED))
         return
     groups = cols // BLOCK
     codes, fields = acts.codes + first * cols, acts.fields + 4 * FIELDS * first * groups
-    simd.invoke(m[ROUTINE], (data, m[ZERO], codes, fields, groups, tile_size(count), out))
+    simd.invoke(m[ROUTINE], (data, codes, fields, groups, tile_size(count), out))
 
 
 @kernel
@@ -78,23 +78,23 @@ def quantise(source: int, acts: Any, first: int, tokens: int, token: int, group:
     groups = acts.cols // BLOCK
     a, b = simd.load(source), simd.load(source + 64)
     top = simd.largest_size(a, b)
-    scale, back = top / np.float32(127), np.float32(0)
+    scale, back = top * np.float32(1 / 127), np.float32(0)
     if top != 0:
         back = np.float32(127) / top
     place = acts.codes + first * acts.cols + (group * tokens + token) * BLOCK
-    low = simd.write_codes(place, simd.mul(a, simd.splat(back)))
-    high = simd.write_codes(place + LANES, simd.mul(b, simd.splat(back)))
-    total, step = low + high, 4 * groups * tokens
+    factor, step = simd.splat(back), 4 * groups * tokens
     field = acts.fields + 4 * FIELDS * first * groups + 4 * (group * tokens + token)
+    low, total = simd.write_codes(place, simd.mul(a, factor), simd.mul(b, factor), acts.coded)
     simd.write(field, scale)
     simd.write(field + SUM * step, scale * np.float32(total))
-    simd.write_int(field + 2 * step, 0)
-    simd.write_int(field + ZERO_8 * step, np.int32(-8 * total))
-    simd.write_int(field + ZERO_128 * step, np.int32(-128 * total))
-    simd.write_int(field + HALF_128 * step, np.int32(-128 * low))
-    simd.write_int(field + (HALF_128 + 1) * step, np.int32(-128 * high))
-    simd.write(field + HALF_SUM * step, scale * np.float32(low))
-    simd.write(field + (HALF_SUM + 1) * step, scale * np.float32(high))
+    simd.write_int(field + ZERO_4 * step, np.int32(-8 * total))
+    simd.write_int(field + ZERO_8 * step, np.int32(-128 * total))
+    if acts.coded > 1:
+        high = total - low
+        simd.write_int(field + HALF_ZERO * step, np.int32(-128 * low))
+        simd.write_int(field + (HALF_ZERO + 1) * step, np.int32(-128 * high))
+        simd.write(field + HALF_SUM * step, scale * np.float32(low))
+        simd.write(field + (HALF_SUM + 1) * step, scale * np.float32(high))
 
 
 @kernel
@@ -221,7 +221,7 @@ def embed(m: Any, token: int, dim: int, factor: Any, out: int) -> None:
     kind = m[STORAGE] - QUANTISED
     for k in range(dim):
         if kind >= 0:
-            value = weight(kind, m[ZERO], start, lane, k)
+            value = weight(kind, start, lane, k)
         elif m[STORAGE] == 0:
             value = simd.read(start + 4 * (k * BLOCK + lane))
         elif m[STORAGE] == 1:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ladderlm import events
 from ladderlm.engine import forward as step
 from ladderlm.engine.backend import Piece
-from ladderlm.engine.cache import HostBlock, KVCache
+from ladderlm.engine.cache import HostBlock, KVCache, aligned
 from ladderlm.engine.dots import FIELDS, WIDE_TILE
 from ladderlm.engine.hot import VIRTUAL, LoadedAdapter, virtual_past
 from ladderlm.engine.kernels import Acts
@@ -49,12 +49,11 @@ class Network:
             self._packed.table, self._sides.addresses, self._angles(64), windows, turned, _slopes(arch),
             self._sides.places,
         )  # fmt: skip
-        self._shape = _shape(arch, int(self._packed.coded))
+        self._shape = _shape(arch, int(self._packed.coded > 0))
         self._work, self._buffers = _work(arch, self._packed.table, self.threads, self._packed.coded)
         self._logits = np.zeros((0, int(self._packed.table[HEAD, BLOCKS]) * BLOCK), np.float32)
         self._blocks = np.zeros((MAX_ROWS, -(-arch.context_length // BLOCK)), np.int64)  # addresses for each row
-        self._sync = step.counters(arch.layers)
-        self._team = Team(self.threads)
+        self._team = Team(self.threads, lambda: step.counters(arch.layers))
         self._warm()
 
     @property
@@ -92,8 +91,7 @@ class Network:
         rows = step.Rows(
             _ints(ids), _ints(positions), self._blocks[: len(ids)], _ints(spans).reshape(-1, 2), _ints(wanted)
         )
-        self._sync[:] = 0
-        self._team.run(step.forward, self._shape, self._model, rows, self._work, self._sync)
+        self._team.run(step.forward, self._shape, self._model, rows, self._work)
         for cache, tokens, *_ in pieces:
             cache.ids.extend(tokens)
         logits: FloatArray = self._logits[: len(wanted), : self.arch.vocab_size]
@@ -113,6 +111,7 @@ class Network:
 
     def update(self, weights: Weights) -> None:
         """Other weights, in the place of these; see `refill`. Not during `run`."""
+        self._team.rest()
         refill(self._packed, self.arch, weights, threads=self.threads)
         self._weights = weights
         self._sides = Sides(self.arch, weights, self._packed.table)
@@ -256,7 +255,7 @@ def _ints(values: Sequence[object]) -> npt.NDArray[np.int64]:
     return np.asarray(values, np.int64)
 
 
-def _work(arch: Architecture, table: npt.NDArray[np.int64], threads: int, coded: bool) -> tuple[step.Work, list[Bytes]]:
+def _work(arch: Architecture, table: npt.NDArray[np.int64], threads: int, coded: int) -> tuple[step.Work, list[Bytes]]:
     """The buffers of a step, all but the logits, and what holds them."""
     rows = -(-max(MAX_ROWS, threads * WIDE_TILE) // WIDE_TILE) * WIDE_TILE
     kept: list[Bytes] = []
@@ -267,7 +266,10 @@ def _work(arch: Architecture, table: npt.NDArray[np.int64], threads: int, coded:
 
     def acts(rows: int, cols: int) -> Acts:
         codes = (room(rows * cols), room(4 * FIELDS * rows * cols // BLOCK)) if coded else (0, 0)
-        return Acts(room(4 * rows * cols), *codes, cols, int(coded))
+        return Acts(room(4 * rows * cols), *codes, cols, coded)
+
+    def own(cols: int) -> FloatArray:
+        return aligned(4 * threads * SPAN * cols).view(np.float32).reshape(threads, SPAN, cols)
 
     dim, qkv = padded(arch.dim), int(table[FIRST : FIRST + 3, BLOCKS].sum()) * BLOCK
     work = step.Work(
@@ -281,7 +283,8 @@ def _work(arch: Architecture, table: npt.NDArray[np.int64], threads: int, coded:
         logits=0,
         tiles=room(4 * threads * 2 * rows * BLOCK),
         tile_rows=rows,
-        scores=np.zeros((threads, SPAN, padded(arch.context_length)), np.float32),
-        mixed=np.zeros((threads, SPAN, padded(arch.head_dim) + 1), np.float32),
+        # Rows of a power of two would all fall into the same lines of the first cache.
+        scores=own(padded(arch.context_length) + 16),
+        mixed=own(padded(arch.head_dim) + 16),
     )
     return work, kept

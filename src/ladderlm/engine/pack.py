@@ -31,9 +31,9 @@ CACHED_BYTES = 64 * 2**30  # of all cached files together: the oldest go first
 HUGE = 2**21  # bytes of a huge page
 QUANTISED = len(STORAGES)  # storages from here on are dots.FORMATS
 
-# Columns of the table that tells the kernels where a matrix is; `ZERO` is the field of dots.py that takes off the zero,
-# `CODED` whether it is multiplied with activations in 8 bits, `ROUTINE` the address of what does it (products.py).
-STORAGE, BLOCKS, COLS, DATA, BLOCK_BYTES, ZERO, CODED, ROUTINE, COLUMNS = range(9)
+# Columns of the table that tells the kernels where a matrix is; `CODED`: whether it is multiplied
+# with activations in 8 bits, `ROUTINE` the address of what does it (products.py).
+STORAGE, BLOCKS, COLS, DATA, BLOCK_BYTES, CODED, ROUTINE, COLUMNS = range(8)
 LAYER = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
          "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
 EMBED, HEAD, FIRST = 0, 1, 2  # rows of the table: embedding, output head, then len(LAYER) rows a layer
@@ -55,9 +55,10 @@ class Packed:
     table: Ints
 
     @property
-    def coded(self) -> bool:
-        """Whether some matrix takes activations in 8 bits."""
-        return bool(self.table[:, CODED].any())
+    def coded(self) -> int:
+        """0 where no matrix takes activations in 8 bits, 2 where one takes sums of 16 of them, else 1."""
+        kinds = {int(kind) - QUANTISED for kind in self.table[self.table[:, CODED] > 0, STORAGE]}
+        return max((2 if dots.FORMATS[kind].group == 16 else 1 for kind in kinds), default=0)
 
 
 # --- Into the buffer ----------------------------------------------------------------------------------------------
@@ -76,11 +77,6 @@ def _shape(kind: str, shape: tuple[int, ...], start: int) -> tuple[Ints, int]:
     else:
         form = dots.FORMATS[_KINDS[kind]]
         row[[STORAGE, BLOCK_BYTES]] = QUANTISED + _KINDS[kind], width // 32 * form.bytes
-        row[ZERO] = dots.ZERO_0
-        if form.bits == 4 and not form.low:
-            row[ZERO] = dots.ZERO_8
-        elif form.bits == 8 and kind not in ("Q5_1", "Q5_K"):
-            row[ZERO] = dots.ZERO_128
     return row, start + int(row[BLOCKS] * row[BLOCK_BYTES])
 
 
@@ -112,14 +108,13 @@ def _write_codes(kind: str, data: Bytes, row: Ints, out: Bytes) -> None:
     form, blocks, groups = dots.FORMATS[int(row[STORAGE]) - QUANTISED], out.shape[0], out.shape[1]
     rows = len(data)
     q, zero, scale, low = codes(kind, data.reshape(-1, KINDS[kind].bytes))
-    if row[ZERO] == dots.ZERO_128:
-        q, fill = q.view(np.uint8) + np.uint8(128 - zero), 128
-    else:
-        fill = 8 if row[ZERO] == dots.ZERO_8 else 0
-        if form.low and low is None:
-            low = scale * np.float32(-zero)
+    fill = 0 if form.low else (8 if form.bits == 4 else 128)
+    if q.dtype == np.int8:
+        q, zero = q.view(np.uint8) + np.uint8(128), zero + 128
     if form.low and low is None:
-        low = np.zeros_like(scale)
+        low = scale * np.float32(-zero)
+    elif not form.low and zero != fill:
+        q = q + np.uint8(fill - zero)
     steps = _filled(q.reshape(rows, -1), fill).reshape(blocks, 2, 16, groups, 8, 4).transpose(0, 3, 1, 4, 2, 5)
     packed = out[:, :, : form.codes_bytes]
     if form.bits == 4:

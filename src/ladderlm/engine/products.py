@@ -11,7 +11,6 @@ from ladderlm.engine.simd import BLOCK, LANES, WIDE, Routine, kernel
 from ladderlm.engine.tiles import CHUNK, tile
 
 LINE = 128  # bytes of a row of a tile
-_ZERO_8, _ZERO_128 = dots.ZERO_8, dots.ZERO_128
 _FORMATS = np.array([(f.bits, f.group, f.scale_bytes, f.low, f.bytes) for f in dots.FORMATS], np.int64)
 
 
@@ -26,7 +25,7 @@ def width(left: int) -> Any:
 
 
 @kernel
-def weight(kind: int, zero_field: int, start: int, lane: int, k: int) -> Any:
+def weight(kind: int, start: int, lane: int, k: int) -> Any:
     """Weight k of row `lane` of the quantised block at `start`: see dots.Format."""
     bits, group, scale_bytes, low, size = _FORMATS[kind]
     here, within = start + k // BLOCK * size, k % BLOCK
@@ -38,11 +37,7 @@ def weight(kind: int, zero_field: int, start: int, lane: int, k: int) -> Any:
         code = simd.byte(here + half * 256 + step // 2 * 64 + inner) >> (4 * (step % 2)) & 15
     side = here + BLOCK * BLOCK * bits // 8 + (within // group * BLOCK + lane) * scale_bytes
     sides = BLOCK * scale_bytes * (BLOCK // group)
-    zero = 0
-    if zero_field == _ZERO_8:
-        zero = 8
-    elif zero_field == _ZERO_128:
-        zero = 128
+    zero = 0 if low else (8 if bits == 4 else 128)
     scale = simd.read(side) if scale_bytes == 4 else simd.read_half(side)
     value = np.float32(code - zero) * scale
     if low:
@@ -50,7 +45,7 @@ def weight(kind: int, zero_field: int, start: int, lane: int, k: int) -> Any:
     return value
 
 
-def _f32(data: int, x: int, cols: int, count: int, out: int, kind: int, zero: int) -> None:
+def _f32(data: int, x: int, cols: int, count: int, out: int, kind: int) -> None:
     for k in range(0, cols, CHUNK):
         n, t = min(CHUNK, cols - k), 0
         while t < count:
@@ -59,7 +54,7 @@ def _f32(data: int, x: int, cols: int, count: int, out: int, kind: int, zero: in
             t += tokens
 
 
-def _f16(data: int, x: int, cols: int, count: int, out: int, kind: int, zero: int) -> None:
+def _f16(data: int, x: int, cols: int, count: int, out: int, kind: int) -> None:
     for k in range(0, cols, CHUNK):
         n, t = min(CHUNK, cols - k), 0
         while t < count:
@@ -68,7 +63,7 @@ def _f16(data: int, x: int, cols: int, count: int, out: int, kind: int, zero: in
             t += tokens
 
 
-def _bf16(data: int, x: int, cols: int, count: int, out: int, kind: int, zero: int) -> None:
+def _bf16(data: int, x: int, cols: int, count: int, out: int, kind: int) -> None:
     for k in range(0, cols, CHUNK):
         n, t = min(CHUNK, cols - k), 0
         while t < count:
@@ -77,50 +72,50 @@ def _bf16(data: int, x: int, cols: int, count: int, out: int, kind: int, zero: i
             t += tokens
 
 
-def _exact(data: int, x: int, cols: int, count: int, out: int, kind: int, zero: int) -> None:
+def _exact(data: int, x: int, cols: int, count: int, out: int, kind: int) -> None:
     """Of any quantised weights with floats."""
     panel = np.empty(CHUNK * 32, np.float32)
     for k in range(0, cols, CHUNK):
         n, t = min(CHUNK, cols - k), 0
         for i in range(n):
             for lane in range(32):
-                panel[32 * i + lane] = weight(kind, zero, data, lane, k + i)
+                panel[32 * i + lane] = weight(kind, data, lane, k + i)
         while t < count:
             tokens, here = width(count - t), x + 4 * (t * cols + k)
             tile(0, tokens, int(k == 0), panel.ctypes.data, 128, here, 4 * cols, n, out + LINE * t, LINE)
             t += tokens
 
 
-def _q8(data: int, zero: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
-    dots.product(0, tokens, data, zero, x, side, groups, out)
+def _q8(data: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
+    dots.product(0, tokens, data, x, side, groups, out)
 
 
-def _q4(data: int, zero: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
-    dots.product(1, tokens, data, zero, x, side, groups, out)
+def _q4(data: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
+    dots.product(1, tokens, data, x, side, groups, out)
 
 
-def _q4_low(data: int, zero: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
-    dots.product(2, tokens, data, zero, x, side, groups, out)
+def _q4_low(data: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
+    dots.product(2, tokens, data, x, side, groups, out)
 
 
-def _q4_low_f32(data: int, zero: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
-    dots.product(3, tokens, data, zero, x, side, groups, out)
+def _q4_low_f32(data: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
+    dots.product(3, tokens, data, x, side, groups, out)
 
 
-def _q8_low_f32(data: int, zero: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
-    dots.product(4, tokens, data, zero, x, side, groups, out)
+def _q8_low_f32(data: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
+    dots.product(4, tokens, data, x, side, groups, out)
 
 
-def _q8_16(data: int, zero: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
-    dots.product(5, tokens, data, zero, x, side, groups, out)
+def _q8_16(data: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
+    dots.product(5, tokens, data, x, side, groups, out)
 
 
-def _q4_low_16(data: int, zero: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
-    dots.product(6, tokens, data, zero, x, side, groups, out)
+def _q4_low_16(data: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
+    dots.product(6, tokens, data, x, side, groups, out)
 
 
-# By pack.STORAGE. Of floats they take (data, x, cols, count, out, kind, zero); of codes (data, zero, codes, fields,
-# groups, tokens, out).
+# By pack.STORAGE. Of floats they take (data, x, cols, count, out, kind); of codes (data, codes, fields, groups,
+# tokens, out).
 PRODUCTS = tuple(
     Routine(f) for f in (_f32, _f16, _bf16, _q8, _q4, _q4_low, _q4_low_f32, _q8_low_f32, _q8_16, _q4_low_16)
 )

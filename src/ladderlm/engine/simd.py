@@ -265,6 +265,22 @@ def exp(typing_context: Any, x: Any) -> tuple[Any, Codegen]:
 
 
 @intrinsic
+def within(typing_context: Any, x: Any, first: Any, low: Any, high: Any) -> tuple[Any, Codegen]:
+    """The lanes of x, numbered from `first` on, between `low` and `high`; -inf in the place of others."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        numbers = ir.Constant(VI, list(range(LANES)))
+        edges = [builder.trunc(builder.sub(edge, args[1]), I32) for edge in args[2:]]
+        spread = [builder.bitcast(broadcast(builder, builder.bitcast(edge, F32)), VI) for edge in edges]
+        inside = builder.and_(
+            builder.icmp_signed(">=", numbers, spread[0]), builder.icmp_signed("<=", numbers, spread[1])
+        )
+        return builder.select(inside, args[0], ir.Constant(VF, [ir.Constant(F32, float("-inf"))] * LANES))
+
+    return vector(vector, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
 def total(typing_context: Any, x: Any) -> tuple[Any, Codegen]:
     """The sum of the 16 lanes, by halves: always in the same order."""
 
@@ -321,15 +337,57 @@ def write_half(typing_context: Any, address: Any, value: Any) -> tuple[Any, Code
 
 
 @intrinsic
-def write_codes(typing_context: Any, address: Any, x: Any) -> tuple[Any, Codegen]:
-    """Stores the 16 lanes, between -128 and 127, rounded to int8; their sum."""
+def store_half(typing_context: Any, address: Any, value: Any) -> tuple[Any, Codegen]:
+    """Stores 16 floats as float16."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.VectorType(ir.HalfType(), LANES)
+        builder.store(builder.fptrunc(args[1], kind), at(builder, args[0], 0, kind), align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, vector), codegen
+
+
+@intrinsic
+def _round(typing_context: Any, address: Any, x: Any) -> tuple[Any, Codegen]:
+    """Stores the 16 lanes, between -128 and 127, rounded to int8; them as int32, in the bits of a vector."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         codes, kind = builder.fptosi(call(builder, "llvm.rint.v16f32", args[1]), VI), ir.VectorType(I8, LANES)
         builder.store(builder.trunc(codes, kind), at(builder, args[0], 0, kind), align=1)
-        return call(builder, "llvm.vector.reduce.add.v16i32", codes, result=I32)
+        return builder.bitcast(codes, VF)
 
-    return types.int32(types.int64, vector), codegen
+    return vector(types.int64, vector), codegen
+
+
+@intrinsic
+def _sum(typing_context: Any, x: Any) -> tuple[Any, Codegen]:
+    """The sum of the int32 in the bits of a vector."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return call(builder, "llvm.vector.reduce.add.v16i32", builder.bitcast(args[0], VI), result=I32)
+
+    return types.int32(vector), codegen
+
+
+@intrinsic
+def _plus(typing_context: Any, x: Any, y: Any) -> tuple[Any, Codegen]:
+    """The sum of two vectors as int32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.add(*(builder.bitcast(a, VI) for a in args)), VF)
+
+    return vector(vector, vector), codegen
+
+
+@kernel
+def write_codes(address: int, x: Any, y: Any, halves: int) -> Any:
+    """Stores 32 floats between -128 and 127, rounded to int8; the sum of the first half if halves > 1, and of all."""
+    low, high = _round(address, x), _round(address + LANES, y)
+    first = np.int32(0)
+    if halves > 1:
+        first = _sum(low)
+    return first, _sum(_plus(low, high))
 
 
 @intrinsic

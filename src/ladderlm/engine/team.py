@@ -4,17 +4,40 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(eq=False)
+class _Job:
+    function: Callable[..., None]
+    args: tuple[Any, ...]
+    sync: Ints
+    done: bool = False
+    inside: set[int] = field(default_factory=set)  # threads that may still look at `sync`
 
 
 class Team:
-    """`size` - 1 sleeping threads and the caller. `run(f, *args)` calls f(tid, size, *args) in all of them."""
+    """`size` - 1 sleeping threads and the caller. `run(f, *args)` calls f(tid, size, *args, sync) in all of them.
 
-    def __init__(self, size: int) -> None:
+    `f` returns once the work is done, whoever did it, so the caller does not wait for a thread that comes late: that
+    one finds everything claimed. Hence each run has its own `sync`, `counters` of zeros, until all have left it.
+    """
+
+    def __init__(self, size: int, counters: Callable[[], Ints]) -> None:
         self.size = size
-        self._job: tuple[Callable[..., None], tuple[Any, ...]] | None = None
+        self._job: _Job | None = None
+        self._syncs = [counters() for _ in range(2)]
+        self._counters = counters
+        self._lock = threading.Lock()
+        self._left = threading.Condition(self._lock)
+        self._jobs: list[_Job] = []
         self._go = [threading.Lock() for _ in range(size - 1)]
-        self._done = threading.Semaphore(0)
         for lock in self._go:
             lock.acquire()
         self._threads = [
@@ -27,27 +50,48 @@ class Team:
     def _work(self, tid: int) -> None:
         while True:
             self._go[tid - 1].acquire()
-            if self._job is None:
-                return
-            function, args = self._job
+            with self._lock:
+                job = self._job
+                if job is None:
+                    return
+                if job.done:
+                    continue
+                job.inside.add(tid)
             try:
-                function(tid, self.size, *args)
+                job.function(tid, self.size, *job.args, job.sync)
             finally:
-                del function, args
-                self._done.release()
+                with self._lock:
+                    job.inside.discard(tid)
+                    self._left.notify_all()
+            del job
 
     def run(self, function: Callable[..., None], *args: Any) -> None:
-        """Returns when every thread has. `function` must not hold the GIL while it waits for the others."""
-        self._job = (function, args)
-        for lock in self._go:
-            lock.release()
-        function(0, self.size, *args)
-        for _ in self._go:
-            self._done.acquire()
+        """Returns when the work is done. `function` must not hold the GIL while it waits for the others."""
+        with self._lock:
+            self._jobs = [job for job in self._jobs if job.inside]
+            taken = [job.sync for job in self._jobs]
+            sync = next((s for s in self._syncs if not any(s is t for t in taken)), None)
+            if sync is None:
+                self._syncs.append(sync := self._counters())
+            sync[:] = 0
+            job = self._job = _Job(function, args, sync)
+            self._jobs.append(job)
+            for lock in self._go:
+                if lock.locked():
+                    lock.release()
+        function(0, self.size, *args, sync)
+        job.done = True
+
+    def rest(self) -> None:
+        """Waits until late threads have left the runs so far: what they may look at can be replaced."""
+        with self._lock:
+            self._left.wait_for(lambda: not any(job.inside for job in self._jobs))
 
     def close(self) -> None:
-        self._job = None
-        for lock in self._go:
-            lock.release()
+        with self._lock:
+            self._job = None
+            for lock in self._go:
+                if lock.locked():
+                    lock.release()
         for thread in self._threads:
             thread.join()

@@ -149,7 +149,7 @@ def run(config: BenchConfig) -> BenchResult:
     best = {
         "read_bytes_per_second": statistics.median(r.ceiling.read_bytes for r in rounds),
         "operations_per_second": statistics.median(r.ceiling.operations for r in rounds),
-        "arithmetic": rounds[0].ceiling.arithmetic,
+        "integer_operations_per_second": statistics.median(r.ceiling.integer_operations for r in rounds),
     }
     return BenchResult(
         config.model, str(files.path), files.arch.parameters, measure.weight_bytes(files.arch, files.weights), threads,
@@ -181,6 +181,15 @@ def _rounds(count: int, chosen: Sequence[Work], systems: Sequence[System], meter
     yield _Round(ceiling, figures)
 
 
+def _most(ceiling: Ceiling, work: Work, files: ModelFiles) -> float:
+    """What bounds the work: reading for a single sequence, else the arithmetic of the model's weights."""
+    if work.kind == "decode":
+        return ceiling.read_bytes
+    held = files.weights.blocks("model.layers.0.mlp.up_proj.weight")
+    quantised = held is not None and held.kind not in ("F32", "F16", "BF16")
+    return ceiling.integer_operations if quantised else ceiling.operations
+
+
 def _result(system: System, rounds: Sequence[_Round], chosen: Sequence[Work], files: ModelFiles) -> SystemResult:
     figures, ratios, shares = {}, {}, {}
     for work in chosen:
@@ -193,7 +202,7 @@ def _result(system: System, rounds: Sequence[_Round], chosen: Sequence[Work], fi
             pairs = zip(mine, found, strict=True)
             ratios[work.name] = _figure("x", [b / a if work.unit == "s" else a / b for a, b in pairs])
         if needed := _needed(work, files, system.about):
-            most = [r.ceiling.read_bytes if work.kind == "decode" else r.ceiling.operations for r in rounds]
+            most = [_most(r.ceiling, work, files) for r in rounds]
             shares[work.name] = _figure("", [needed * a / b for a, b in zip(found, most, strict=True)])
     return SystemResult(system.name, system.about, figures, ratios, shares)
 
