@@ -36,6 +36,7 @@ from ladderlm.engine.simd import (
 
 BUFFER = 2**28  # bytes: far beyond any cache
 CHAINS = 12 if WIDE else 6  # sums that do not wait for each other, as many as the registers hold
+INTEGER_CHAINS = 12
 ROUNDS = 2**18
 
 
@@ -61,8 +62,9 @@ class Meter:
     def measure(self, seconds: float = 0.2) -> Ceiling:
         """The best of repeated passes, for about `seconds` each."""
         read, floats, integers = (_best(one, seconds) for one in self._passes())
-        steps = self._threads * ROUNDS * CHAINS * 2
-        return Ceiling(BUFFER / read, steps * 16 / floats, steps * dots.LANES * 4 / integers)
+        steps = self._threads * ROUNDS * 2
+        integer_steps = steps * INTEGER_CHAINS * dots.LANES * 4
+        return Ceiling(BUFFER / read, steps * CHAINS * 16 / floats, integer_steps / integers)
 
     def close(self) -> None:
         self._pool.shutdown()
@@ -123,12 +125,14 @@ def _integer_chains(typing_context: Any, address: Any, rounds: Any) -> tuple[Any
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = dots.sums_type()
-        starts = [load_vector(builder, args[0], 64 * i, kind) for i in range(CHAINS)]
+        starts = [load_vector(builder, args[0], 64 * i, kind) for i in range(INTEGER_CHAINS)]
         sums = [cgutils.alloca_once_value(builder, start) for start in starts]
-        weights = load_vector(builder, args[0], 0, ir.VectorType(I32, dots.LANES))
+        whole = ir.VectorType(I32, dots.LANES)
+        weights = load_vector(builder, args[0], 0, whole)
         with cgutils.for_range(builder, args[1], intp=I64):
-            for place in sums:
-                builder.store(dots.step(builder, builder.load(place), weights, weights), place)
+            for place, other in zip(sums, sums[1:] + sums[:1], strict=True):
+                changing = builder.bitcast(builder.load(other), whole)  # else the products would be computed once
+                builder.store(dots.step(builder, builder.load(place), weights, changing), place)
         whole = builder.load(sums[0])
         for place in sums[1:]:
             whole = builder.add(whole, builder.load(place))

@@ -145,13 +145,15 @@ def _grain(items: int, threads: int) -> int:
 
 @kernel
 def _own(acts: Any, tid: int, count: int) -> Any:
-    """Where thread `tid` puts codes of `count` rows: a single row is coded by each thread for itself."""
+    """Where thread `tid` puts codes of `count` rows: a single row is coded by each thread for itself.
+
+    Nobody else may use that place: a thread that comes late writes there when others are steps ahead.
+    """
     if count > 1:
         return acts
-    rows = tid * WIDE_TILE
-    groups = acts.cols // BLOCK
-    fields = acts.fields + 4 * kernels.FIELDS * rows * groups
-    return Acts(acts.x + 4 * rows * acts.cols, acts.codes + rows * acts.cols, fields, acts.cols, acts.coded)
+    row = acts.own + tid * WIDE_TILE
+    fields = acts.fields + 4 * kernels.FIELDS * row * (acts.cols // BLOCK)
+    return Acts(acts.x + 4 * row * acts.cols, acts.codes + row * acts.cols, fields, acts.cols, acts.coded, 0)
 
 
 @kernel
@@ -419,7 +421,8 @@ def _layer(
     phase = _turn_phase(s, model, r, w, m, layer, threads, sync, phase)
     phase = _attention_phase(s, model, r, w, m, layer, tid, threads, sync, phase)
     phase = _code_phase(w.heads, count, tid, threads, sync, phase)
-    heads = Acts(w.heads.x, _own(w.heads, tid, count).codes, _own(w.heads, tid, count).fields, w.heads.cols, 1)
+    own = _own(w.heads, tid, count)
+    heads = Acts(w.heads.x, own.codes, own.fields, own.cols, own.coded, 0)
     phase = _out_phase(s, m[3], side[O_BIAS], heads, w, count, tile, threads, sync, phase)
     if s.placement < PARALLEL:
         if s.placement:

@@ -257,7 +257,7 @@ def _ints(values: Sequence[object]) -> npt.NDArray[np.int64]:
 
 def _work(arch: Architecture, table: npt.NDArray[np.int64], threads: int, coded: int) -> tuple[step.Work, list[Bytes]]:
     """The buffers of a step, all but the logits, and what holds them."""
-    rows = -(-max(MAX_ROWS, threads * WIDE_TILE) // WIDE_TILE) * WIDE_TILE
+    rows = -(-MAX_ROWS // WIDE_TILE) * WIDE_TILE
     kept: list[Bytes] = []
 
     def room(size: int) -> int:
@@ -265,8 +265,9 @@ def _work(arch: Architecture, table: npt.NDArray[np.int64], threads: int, coded:
         return int(kept[-1].ctypes.data)
 
     def acts(rows: int, cols: int) -> Acts:
-        codes = (room(rows * cols), room(4 * FIELDS * rows * cols // BLOCK)) if coded else (0, 0)
-        return Acts(room(4 * rows * cols), *codes, cols, coded)
+        whole = rows + threads * WIDE_TILE
+        codes = (room(whole * cols), room(4 * FIELDS * whole * cols // BLOCK)) if coded else (0, 0)
+        return Acts(room(4 * whole * cols), *codes, cols, coded, rows)
 
     def own(cols: int) -> FloatArray:
         return aligned(4 * threads * SPAN * cols).view(np.float32).reshape(threads, SPAN, cols)
@@ -275,7 +276,7 @@ def _work(arch: Architecture, table: npt.NDArray[np.int64], threads: int, coded:
     work = step.Work(
         x=room(4 * rows * dim),
         normed=acts(rows, dim),
-        second=acts(rows if arch.two_norms else WIDE_TILE * threads, dim),
+        second=acts(rows if arch.two_norms else 0, dim),
         branch=room(4 * rows * dim),
         qkv=room(4 * rows * qkv),
         heads=acts(rows, padded(arch.heads * arch.head_dim)),
