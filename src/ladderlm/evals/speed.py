@@ -16,14 +16,13 @@ import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ladderlm import engine, events
 from ladderlm.config import option
 from ladderlm.engine import measure
-from ladderlm.engine.ceiling import Ceiling, Meter
 from ladderlm.engine.engine import Engine
 from ladderlm.errors import UsageError
 from ladderlm.evals import fresh
@@ -32,6 +31,9 @@ from ladderlm.evals.work import Ids, System, Work, fresh_prompts, through_the_do
 from ladderlm.models import ModelFiles, open_model
 from ladderlm.models.catalogue import DEFAULT_MODEL
 from ladderlm.types import Sampling, Value
+
+if TYPE_CHECKING:
+    from ladderlm.engine.ceiling import Ceiling, Meter
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,8 @@ def run(config: BenchConfig) -> BenchResult:
     """Measures `config.model`, and each of `config.against` on the same file."""
     if config.rounds < 1 or config.tokens < 1 or config.threads < 0:
         raise UsageError("rounds and tokens must be at least 1", where=f"{config.rounds}, {config.tokens}")
+    from ladderlm.engine.ceiling import Meter  # numba, which `--help` must not wait for
+
     files = open_model(config.model)
     threads = config.threads or min(os.cpu_count() or 1, 8)
     chosen, left_out = _chosen(config, files)
