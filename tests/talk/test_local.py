@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from ladderlm.errors import UsageError
+from ladderlm.errors import ContextOverflow, UsageError
 from ladderlm.talk import Talker, open_chat
 from ladderlm.talk.local import LocalChat
 from ladderlm.types import Cancel, Chat, Completion, Conversation, Sampling
@@ -81,3 +82,41 @@ def test_rank(chat: LocalChat) -> None:
         chat.rank("a", [])
     with pytest.raises(UsageError, match="empty"):
         chat.rank(HELLO, ["a", ""])
+
+
+def test_a_second_turn_reads_only_what_is_new(chat: LocalChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the template and the tokenizer, which must spell the first answer with the tokens that were drawn."""
+    rows, run = 0, chat.engine._backend.run
+
+    def counted(pieces: Any) -> Any:
+        nonlocal rows
+        rows += sum(len(piece.ids) for piece in pieces)
+        return run(pieces)
+
+    monkeypatch.setattr(chat.engine._backend, "run", counted)
+    sampling = Sampling(temperature=0, max_tokens=24)
+    first = Conversation.of("Here are some sentences about ships. " + "The grey ship sailed slowly north again. " * 122)
+    one = Completion.fold(chat.stream(first, sampling))
+    assert one.usage.prompt_tokens > 1000
+    assert rows >= one.usage.prompt_tokens
+    rows = 0
+    second = first.add("assistant", one.text).add("user", "Which colour was the ship?")
+    two = Completion.fold(chat.stream(second, Sampling(temperature=0, max_tokens=1)))
+    known = one.usage.prompt_tokens + one.usage.completion_tokens - 1  # the last token was drawn, never fed
+    assert two.usage.cached_tokens >= known
+    assert rows == two.usage.prompt_tokens - two.usage.cached_tokens <= 40
+
+
+def test_a_draft_model_and_little_memory_change_no_answer(chat: LocalChat, fetched: object) -> None:
+    expected = Completion.fold(chat.stream(HELLO, GREEDY)).text
+    small = open_chat(str(fetched), draft=str(fetched), kv_bytes=8 << 20)
+    assert isinstance(small, LocalChat)
+    try:
+        assert Completion.fold(small.stream(HELLO, GREEDY)).text == expected
+        assert small.engine.kv_bytes_used[0] <= 8 << 20
+        with pytest.raises(ContextOverflow, match="kv_bytes"):
+            Completion.fold(small.complete("ship " * 1500, GREEDY))
+    finally:
+        small.close()
+    with pytest.raises(UsageError, match="above 0"):
+        open_chat(str(fetched), kv_bytes=-1)

@@ -13,7 +13,7 @@ from ladderlm.config import option
 from ladderlm.errors import UsageError, nearest
 from ladderlm.models.catalogue import DEFAULT_MODEL
 from ladderlm.talk import Talker, open_chat
-from ladderlm.talk.device import DEVICE
+from ladderlm.talk.device import DEVICE, DRAFT, KV_CACHE_MB
 from ladderlm.types import Delta, Sampling
 
 # Everything below space but tab and newline, and the 8-bit controls: a model's text must not steer the terminal.
@@ -28,12 +28,17 @@ class ModelFlags:
     key_env: str = option("OPENAI_API_KEY", "environment variable that holds a remote's key")
     max_cost: float | None = option(None, "stop before a remote costs more (prices: [prices] in config.toml)")
     device: str = option("auto", DEVICE)
+    kv_cache_mb: int | None = option(None, KV_CACHE_MB)
+    draft: str | None = option(None, DRAFT)
     json: bool = option(False, "print JSON")
 
     def open(self) -> Talker:
         """The model, with progress shown while it is fetched, packed or compiled."""
         with show.progress():
-            return open_chat(self.model, key_env=self.key_env, max_cost=self.max_cost, device=self.device)
+            return open_chat(
+                self.model, key_env=self.key_env, max_cost=self.max_cost, device=self.device,
+                kv_bytes=None if self.kv_cache_mb is None else self.kv_cache_mb << 20, draft=self.draft,
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ SHARE = 0.85  # of the device's free memory, once the weights are there, for key
 HOST_BYTES = 2**30  # for keys and values where the device's memory is the machine's
 
 
-def load_engine(files: ModelFiles, *, device: str = "auto") -> Engine:
+def load_engine(files: ModelFiles, *, device: str = "auto", kv_bytes: int | None = None) -> Engine:
     """An Engine for `files` on a torch device, its weights as small as the file has them.
 
     Raises UsageError for a device that is not there, or a model that does not continue text.
@@ -53,7 +53,7 @@ def load_engine(files: ModelFiles, *, device: str = "auto") -> Engine:
     engine.check(files)
     from ladderlm.engine.engine import Engine
 
-    backend = TorchBackend(files.arch, files.weights, device=device)
+    backend = TorchBackend(files.arch, files.weights, device=device, kv_bytes=kv_bytes)
     # Its sums depend on how many rows a step has: there, guesses could change an answer.
     return Engine(backend, files.tokenizer, kv_bytes=backend.kv_bytes, speculate=False)
 

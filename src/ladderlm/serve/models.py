@@ -54,12 +54,15 @@ class Models:
         default: str | None = None,
         keep: int = 3,
         device: str = "auto",
+        kv_bytes: int | None = None,
+        draft: str | None = None,
         opener: Opener | None = None,
     ) -> None:
         every = (*refs, default) if default else refs
         self._refs = {short_name(ref): ref for ref in every}
         self._default = short_name(default) if default else next(iter(self._refs), None)
-        self._keep, self._opener = keep, opener or partial(_open_chat, device=device)
+        self._keep = keep
+        self._opener = opener or partial(_open_chat, device=device, kv_bytes=kv_bytes, draft=draft)
         self._local = opener is None  # so that adapters can be told
         self._guard = threading.Lock()
         self._slots: dict[str, _Slot] = {}
@@ -248,11 +251,11 @@ class _Encoder:
         return iter(())
 
 
-def _open_chat(ref: str, *, device: str) -> Chat:
+def _open_chat(ref: str, *, device: str, kv_bytes: int | None, draft: str | None) -> Chat:
     from ladderlm.talk import open_chat
 
     try:
-        return open_chat(ref, device=device)
+        return open_chat(ref, device=device, kv_bytes=kv_bytes, draft=draft)
     except UsageError:
         if "://" in ref or (files := open_model(ref)).arch.kind != "encoder":
             raise

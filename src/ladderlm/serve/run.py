@@ -16,7 +16,7 @@ from ladderlm.models.fetch import DEFAULT_MODEL
 from ladderlm.serve.bridge import Bridge
 from ladderlm.serve.door import is_loopback
 from ladderlm.serve.models import Models, short_name
-from ladderlm.talk.device import DEVICE
+from ladderlm.talk.device import DEVICE, DRAFT, KV_CACHE_MB
 
 KEY_VARIABLE = "LADDERLM_API_KEY"
 
@@ -31,6 +31,8 @@ class ServeConfig:
     default: str = option("", "the model for requests that name none (default: the first)")
     keep: int = option(3, "models kept in memory at once")
     device: str = option("auto", DEVICE)
+    kv_cache_mb: int | None = option(None, KV_CACHE_MB + ", of each model")
+    draft: str | None = option(None, DRAFT)
     timeout: float = option(600.0, "seconds after which an answer is broken off")
     json: bool = option(False, "print the address as JSON")
 
@@ -51,7 +53,10 @@ def run(config: ServeConfig) -> None:
     if config.keep < 1 or config.timeout <= 0:
         raise UsageError("keep must be at least 1 and timeout above 0", where=f"keep={config.keep}")
     refs = config.models or (config.default or DEFAULT_MODEL,)
-    models = Models(refs, default=config.default or None, keep=config.keep, device=config.device)
+    models = Models(
+        refs, default=config.default or None, keep=config.keep, device=config.device,
+        kv_bytes=None if config.kv_cache_mb is None else config.kv_cache_mb << 20, draft=config.draft,
+    )  # fmt: skip
     bridge = Bridge()
     with contextlib.closing(_bind(config.host, config.port)) as listening:
         hosts = (*LOOPBACK_NAMES, config.host) if local else None

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ladderlm.types import Cancel, Candidate, Conversation, Delta, Sampling
+
+if TYPE_CHECKING:
+    from ladderlm.engine.engine import Engine
+    from ladderlm.models.folder import ModelFiles
 
 __all__ = ["Talker", "open_chat"]
 
@@ -58,13 +62,20 @@ class Talker(Protocol):
 
 
 def open_chat(
-    ref: str, *, key_env: str = "OPENAI_API_KEY", max_cost: float | None = None, device: str = "auto"
+    ref: str,
+    *,
+    key_env: str = "OPENAI_API_KEY",
+    max_cost: float | None = None,
+    device: str = "auto",
+    kv_bytes: int | None = None,
+    draft: str | None = None,
 ) -> Talker:
     """The Chat that `ref` names: "echo", "http(s)://host[:port][/v1]#model", or any local model reference.
 
     Of base+adapter the adapter is applied as the base runs, where the engine can, else merged into its weights.
     `key_env` names the environment variable with a remote's key, `max_cost` is the most a remote may cost in all,
-    `device` where a local model runs (see talk.device).
+    `device` where a local model runs (see talk.device), `kv_bytes` its memory for keys and values, and `draft` a
+    smaller local model with the same tokenizer that guesses what it writes.
     A remote needs the core dependencies alone.
     """
     if ref == "echo":
@@ -83,12 +94,15 @@ def open_chat(
     from ladderlm.talk.device import load
     from ladderlm.talk.local import LocalChat
 
+    def run(files: ModelFiles) -> Engine:
+        return load(files, device, kv_bytes=kv_bytes, draft=open_model(draft) if draft else None)
+
     split = split_adapter(ref)
     base = open_model(split[0]) if split else None
     if split is None or base is None or not adapts(base.arch, load_adapter(split[1])):
         files = open_model(ref)
-        return LocalChat(files, load(files, device))
-    alone = LocalChat(base, load(base, device))
+        return LocalChat(files, run(files))
+    alone = LocalChat(base, run(base))
     try:
         return alone.adapted(ref, split[1], alone.close)
     except BaseException:

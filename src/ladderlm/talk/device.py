@@ -15,23 +15,36 @@ if TYPE_CHECKING:
     from ladderlm.models.folder import ModelFiles
 
 DEVICE = "where models run: auto (a GPU if torch sees one, else the CPU), cpu, cuda, cuda:N, mps"
+KV_CACHE_MB = "megabytes for keys and values (default: a quarter of the memory; most of a GPU's)"
+DRAFT = "a smaller model with the same tokenizer that guesses what the model writes: same answers, sooner"
 NAMES = ("auto", "cpu", "cuda", "mps")
 
 
-def load(files: ModelFiles, device: str = "auto", *, threads: int | None = None) -> Engine:
-    """An Engine for `files` on `device`; `threads` are those of the CPU engine. Close it, or use it in `with`.
+def load(
+    files: ModelFiles,
+    device: str = "auto",
+    *,
+    threads: int | None = None,
+    kv_bytes: int | None = None,
+    draft: ModelFiles | None = None,
+) -> Engine:
+    """An Engine for `files` on `device`; `threads` and `draft` are the CPU engine's. Close it, or use it in `with`.
 
     Raises UsageError for a device that is not there, MissingExtra where it needs torch and torch is not installed.
     """
+    if kv_bytes is not None and kv_bytes < 1:
+        raise UsageError("the memory for keys and values must be above 0", where=f"{kv_bytes} bytes")
     if device.partition(":")[0] not in NAMES:
         raise UsageError(f"unknown device {device!r}", cure=nearest(device, NAMES))
     if device == "cpu" or (device == "auto" and not gpu_there()):
-        return engine.load(files, threads=threads)
+        return engine.load(files, threads=threads, kv_bytes=kv_bytes, draft=draft)
+    if draft is not None:
+        raise UsageError("a draft model guesses on the CPU only", where=draft.name, cure="--device cpu")
     try:
         from ladderlm.nn.backend import load_engine
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "torch", "train") from None
-    return load_engine(files, device="cuda" if device == "auto" else device)
+    return load_engine(files, device="cuda" if device == "auto" else device, kv_bytes=kv_bytes)
 
 
 def gpu_there() -> bool:
