@@ -84,6 +84,29 @@ class _Reader:
         except UnicodeDecodeError:
             raise self.fail("the header holds text that is not UTF-8") from None
 
+    def texts(self, count: int) -> list[str]:
+        """`count` times `text`, in half the time: vocabularies are most of opening a file."""
+        data, at, size_at = self.data, self.at, struct.Struct("<Q").unpack_from
+        most = at + 8 * count + _MAX_TEXT - self.text_bytes
+        found: list[str] = []
+        try:
+            for _ in range(count):
+                start = at + 8
+                at = start + size_at(data, at)[0]
+                if at > len(data):
+                    raise self.fail("the file ends inside its header")
+                if at > most:
+                    raise self.fail("the header holds too many strings")
+                found.append(str(data[start:at], "utf-8"))
+        except UnicodeDecodeError:
+            raise self.fail("the header holds text that is not UTF-8") from None
+        except struct.error:
+            raise self.fail("the file ends inside its header") from None
+        self.strings += count
+        self.text_bytes += at - self.at - 8 * count
+        self.at = at
+        return found
+
     def value(self, kind: int) -> Any:
         if kind == _STRING:
             return self.text()
@@ -102,7 +125,7 @@ class _Reader:
                 raise self.fail("an array is longer than the file")
             if self.strings + count > _MAX_STRINGS:  # said before, not after, reading millions of them
                 raise self.fail("the header holds too many strings")
-            return [self.text() for _ in range(count)]
+            return self.texts(count)
         if kind not in _SCALARS:
             raise self.fail(f"unknown array type {kind}")
         dtype = np.dtype(_SCALARS[kind])

@@ -295,6 +295,8 @@ class Tokenizer:
 
     def token_text(self, id: int) -> str:
         """One token for people: its text, or its bytes as \\xNN where it is a part of a character."""
+        if id in self._added:  # asked for as a model is opened, when the table of all would take a tenth of a second
+            return str(self._added[id]["content"])
         data = self.token_bytes(id)
         try:
             return data.decode("utf-8")
