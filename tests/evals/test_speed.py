@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from engine_models import KindWeights, byte_tokenizer, tiny
 
 from ladderlm.cli import main as cli
-from ladderlm.engine import measure, on_cpu
+from ladderlm.engine import measure, on_cpu, simd
 from ladderlm.engine.ceiling import Meter
 from ladderlm.errors import NotFound, UsageError
 from ladderlm.evals import fresh, peers, speed, work
@@ -47,6 +48,7 @@ def test_run_measures_both_doors_and_the_machine(folder: Path) -> None:
         assert result.fresh.imported_bytes
         assert result.fresh.anonymous_bytes
         assert result.fresh.peak_bytes > result.fresh.imported_bytes
+    assert result.instructions in simd.ISAS
     assert len(speed.rows(result)) == len(mine.figures)
     assert speed.BenchResult.from_dict(json.loads(json.dumps(result.to_dict()))).systems[0].name == "ladderlm"
 
@@ -79,6 +81,25 @@ def test_a_peer_on_the_same_work_gets_ratios(folder: Path, monkeypatch: pytest.M
     assert set(result.systems[1].figures) == set(result.systems[1].ratios) == {"prefill_512"}
     found = result.systems[0].figures["prefill_512"].median / result.systems[1].figures["prefill_512"].median
     assert result.systems[1].ratios["prefill_512"].median == pytest.approx(found)
+
+
+def test_time_ends_the_rounds_and_who_warms_up_has_one_less(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Warm(speed.LadderLM):
+        name, warms_up = "warm", True
+
+        def measure(self, work: work.Work) -> float | None:
+            asked.append(work.name)
+            time.sleep(1.1)
+            return super().measure(work)
+
+    monkeypatch.setattr(speed, "open_peer", lambda name, files, threads: Warm(files, threads))
+    config = speed.BenchConfig(
+        str(folder), against=("warm",), threads=1, rounds=9, seconds=1, tokens=1, only=("prefill_512",)
+    )
+    assert speed.run(config).rounds == 1
+    assert asked == ["prefill_512"]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def _print(result: BenchResult) -> None:
         "read_bytes", "operations", "integer_operations"))  # fmt: skip
     new = result.fresh
     told = [
+        ("instructions of the kernels", result.instructions),
         ("memory read by all threads", f"{read / 1e9:.1f} GB/s"),
         ("arithmetic peak in float32", f"{operations / 1e9:,.0f} GOP/s"),
         ("arithmetic peak in 8 bits", f"{integers / 1e9:,.0f} GOP/s"),

@@ -46,8 +46,10 @@ class LlamaCpp:
     A process for each measurement, with a warm-up of its own; it draws random tokens and samples nothing.
     """
 
+    name = "llama.cpp"
+    warms_up = True
+
     def __init__(self, files: ModelFiles, threads: int) -> None:
-        self.name = "llama.cpp"
         if files.path.suffix != ".gguf":
             form, cure = "llama.cpp reads GGUF files", f"ladderlm export {files.ref} --to gguf OUT.gguf; bench that"
             raise UsageError(form, where=str(files.path), cure=cure)
@@ -61,6 +63,7 @@ class LlamaCpp:
         if work.kind == "decode" and work.sequences > 1:
             size = work.sequences * -(-work.length // 256) * 256
             shape = ["-npp", str(work.prompt), "-ntg", str(work.tokens), "-npl", str(work.sequences), "-c", str(size)]
+            shape += ["-pps"]  # all begin with one prompt, read once: only what they write is timed
             said = self._run([self._many, *self._common, *shape, "--output-format", "jsonl"])
             lines = [line for line in said.splitlines() if line.startswith("{")]
             return need(_parsed(lines[-1] if lines else "", self._many), "speed_tg", self._many)
@@ -137,6 +140,8 @@ def _parsed(text: str, where: str) -> Any:
 class Remote:
     """Any OpenAI-compatible server. It gets text, of random tokens of the local model's vocabulary."""
 
+    warms_up = False
+
     def __init__(self, url: str, files: ModelFiles) -> None:
         address, _, model = url.partition("#")
         self._chat, self._files = RemoteChat(address, model), files
@@ -169,6 +174,8 @@ class Remote:
 
 class Child:
     """transformers or OpenVINO GenAI in a process that runs peer.py; LADDERLM_BENCH_OPENVINO may name its Python."""
+
+    warms_up = False
 
     def __init__(self, name: str, files: ModelFiles, threads: int) -> None:
         self.name = name

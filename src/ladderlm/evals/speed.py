@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import os
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,6 +45,7 @@ class BenchConfig:
     )
     threads: int = option(0, "threads of every system (0: the cores, at most 8)")
     rounds: int = option(5, "how often everything is measured; one round more comes first and does not count")
+    seconds: int = option(0, "begin no further round after so many seconds, if one counts (0: measure all rounds)")
     tokens: int = option(64, "tokens that each sequence writes")
     only: tuple[str, ...] = option((), "measure only work whose name begins so, such as decode or prefill_512")
     json: bool = option(False, "print JSON")
@@ -77,8 +79,8 @@ class SystemResult(Value):
 
 @dataclass(frozen=True, slots=True)
 class BenchResult(Value):
-    """`ceiling`: what the machine can do; `fresh`: LadderLM in a new process; `left_out`: work the model is too short
-    for, and why."""
+    """`instructions`: those of the kernels; `ceiling`: what the machine can do; `fresh`: LadderLM in a new process;
+    `left_out`: work the model is too short for, and why."""
 
     model: str
     path: str
@@ -86,6 +88,7 @@ class BenchResult(Value):
     weight_bytes: int
     threads: int
     rounds: int
+    instructions: str
     systems: tuple[SystemResult, ...]
     ceiling: Mapping[str, Any]
     fresh: fresh.Fresh
@@ -96,6 +99,7 @@ class LadderLM:
     """Ours. The backend is measured while the engine that owns it has nothing to do."""
 
     name = "ladderlm"
+    warms_up = False
 
     def __init__(self, files: ModelFiles, threads: int) -> None:
         engine.check(files)
@@ -132,7 +136,8 @@ def run(config: BenchConfig) -> BenchResult:
     """Measures `config.model`, and each of `config.against` on the same file."""
     if config.rounds < 1 or config.tokens < 1 or config.threads < 0:
         raise UsageError("rounds and tokens must be at least 1", where=f"{config.rounds}, {config.tokens}")
-    from ladderlm.engine.ceiling import Meter  # numba, which `--help` must not wait for
+    from ladderlm.engine import simd  # numba, which `--help` must not wait for
+    from ladderlm.engine.ceiling import Meter
 
     files = open_model(config.model)
     threads = config.threads or min(os.cpu_count() or 1, 8)
@@ -148,7 +153,7 @@ def run(config: BenchConfig) -> BenchResult:
         alone = fresh.start(config.model, threads)
         meter = Meter(threads)
         stack.callback(meter.close)
-        rounds = list(_rounds(config.rounds + 1, chosen, systems, meter))[1:]
+        rounds = list(_rounds(config, chosen, systems, meter))[1:]
         results = [_result(system, rounds, chosen, files) for system in systems]
     best = {
         "read_bytes_per_second": statistics.median(r.ceiling.read_bytes for r in rounds),
@@ -157,7 +162,7 @@ def run(config: BenchConfig) -> BenchResult:
     }
     return BenchResult(
         config.model, str(files.path), files.arch.parameters, measure.weight_bytes(files.arch, files.weights), threads,
-        config.rounds, tuple(results), best, alone, left_out,
+        len(rounds), simd.ISA, tuple(results), best, alone, left_out,
     )  # fmt: skip
 
 
@@ -172,17 +177,19 @@ def _chosen(config: BenchConfig, files: ModelFiles) -> tuple[list[Work], dict[st
     return fits, {w.name: f"{w.length} positions; the context has {context}" for w in named if w.length > context}
 
 
-def _rounds(count: int, chosen: Sequence[Work], systems: Sequence[System], meter: Meter) -> Iterator[_Round]:
-    steps = [(number, work, system) for number in range(count) for work in chosen for system in systems]
-    figures: dict[tuple[str, str], float] = {}
-    ceiling = meter.measure()
-    for number, work, system in events.track(steps, "bench", unit="measurements"):
-        if (work, system) == (chosen[0], systems[0]) and number:
-            yield _Round(ceiling, figures)
-            figures, ceiling = {}, meter.measure()
-        if (found := system.measure(work)) is not None:
-            figures[system.name, work.name] = found
-    yield _Round(ceiling, figures)
+def _rounds(config: BenchConfig, chosen: Sequence[Work], systems: Sequence[System], meter: Meter) -> Iterator[_Round]:
+    """The round that does not count, without those that warm up every time by themselves, and those that do."""
+    began = time.monotonic()
+    for number in range(config.rounds + 1):
+        if number > 1 and config.seconds and time.monotonic() - began > config.seconds:
+            return
+        taking_part = [s for s in systems if number or not s.warms_up]
+        ceiling, figures = meter.measure(), dict[tuple[str, str], float]()
+        steps = [(work, system) for work in chosen for system in taking_part]
+        for work, system in events.track(steps, f"bench, round {number} of {config.rounds}", unit="measurements"):
+            if (found := system.measure(work)) is not None:
+                figures[system.name, work.name] = found
+        yield _Round(ceiling, figures)
 
 
 def _most(ceiling: Ceiling, work: Work, files: ModelFiles) -> float:

@@ -59,9 +59,13 @@ def works(tokens: int) -> tuple[Work, ...]:
 
 
 class System(Protocol):
-    """Something that runs a model. `about` says what it is: version, processor, memory."""
+    """Something that runs a model. `about` says what it is: version, processor, memory.
+
+    `warms_up`: whether it does so by itself before every measurement.
+    """
 
     name: str
+    warms_up: bool
     about: dict[str, Any]
 
     def measure(self, work: Work) -> float | None:
