@@ -13,6 +13,7 @@ import pytest
 from ladderlm import engine
 from ladderlm.errors import NotFound, UsageError
 from ladderlm.models import open_model
+from ladderlm.models.adapter import LoraConfig, save_adapter
 from ladderlm.models.safetensors import write_safetensors
 from ladderlm.serve.models import Models
 from ladderlm.talk import open_chat
@@ -40,6 +41,19 @@ def soft_prompt(base: Path, name: str, seed: int, tokens: int = 3) -> Path:
     write_safetensors(path / "adapter_model.safetensors", {"prompt_embeddings": values})
     spec = {"peft_type": "PROMPT_TUNING", "base_model_name_or_path": str(base), "num_virtual_tokens": tokens}
     (path / "adapter_config.json").write_text(json.dumps(spec))
+    return path
+
+
+def lora(base: Path, name: str, seed: int) -> Path:
+    """A LoRA of rank 4 on every matrix of every layer."""
+    random, tensors = np.random.default_rng(seed), {}
+    for matrix, shape in open_model(str(base)).arch.tensor_shapes().items():
+        if matrix.startswith("model.layers.") and matrix.endswith("_proj.weight"):
+            for half, size in (("A", (4, shape[1])), ("B", (shape[0], 4))):
+                stem = matrix.removesuffix(".weight")
+                tensors[f"{stem}.lora_{half}.weight"] = random.normal(0, 0.3, size).astype(np.float32)
+    path = base.with_name(name)
+    save_adapter(path, str(base), LoraConfig(4, 8.0), tensors)
     return path
 
 
@@ -85,6 +99,26 @@ def test_several_adapters_share_one_engine(base: Path, monkeypatch: pytest.Monke
     assert [models.state(name) for name in ("base", *refs[1:])] == ["ready"] * 5, "adapters do not push out each other"
     with models.use(refs[1]) as chat:
         assert said(chat) == answers[1]
+
+
+def test_loras_by_model_name_share_one_engine(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, load = [], engine.load
+    monkeypatch.setattr(engine, "load", lambda files, **more: loaded.append(files.name) or load(files, **more))
+    paths = [lora(base, name, seed) for seed, name in enumerate(("one", "two"))]
+    models = Models([str(base), *map(str, paths)])
+    answers = {}
+    for name in ("base", "one", "two", "one"):
+        with models.use(name) as chat:
+            assert answers.setdefault(name, said(chat)) == said(chat)
+    assert loaded == ["base"]
+    assert len({tuple(a) for a in answers.values()}) == 3
+    monkeypatch.undo()
+    for path in paths:
+        merged = open_model(f"{base}+{path}")  # its weights are the sum
+        alone = LocalChat(merged, engine.load(merged))
+        assert [i for i, _ in said(alone)] == [i for i, _ in answers[path.name]]
+        np.testing.assert_allclose([p for _, p in said(alone)], [p for _, p in answers[path.name]], atol=1e-3)
+        alone.close()
 
 
 def test_a_replaced_adapter_is_read_anew(base: Path) -> None:

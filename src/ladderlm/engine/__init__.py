@@ -10,12 +10,11 @@ if TYPE_CHECKING:
     from ladderlm.engine.backend import Backend
     from ladderlm.engine.embed import Embedder
     from ladderlm.engine.engine import Engine
-    from ladderlm.models.adapter import Adapter
     from ladderlm.models.arch import Architecture
     from ladderlm.models.folder import ModelFiles
     from ladderlm.models.weights import Weights
 
-__all__ = ["adapts", "check", "load", "load_embedder", "on_cpu"]
+__all__ = ["check", "load", "load_embedder", "on_cpu"]
 
 
 def load(
@@ -63,11 +62,6 @@ def check(files: ModelFiles) -> None:
         vectors = " (for vectors: open_embedder)" if arch.kind == "encoder" else ""
         cure = f"use it in Python with ladderlm.nn.load_model{vectors}"
         raise UsageError(what, where=f"{arch.family} {arch.kind}", cure=cure)
-
-
-def adapts(arch: Architecture, adapter: Adapter) -> bool:
-    """Whether the CPU's engine applies `adapter` as it runs: the compiled kernels want a LoRA merged."""
-    return adapter.kind != "lora" or not arch.compiled
 
 
 def on_cpu(

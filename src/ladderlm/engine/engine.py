@@ -167,7 +167,9 @@ class Engine:
 
         def change() -> None:
             self._backend.update(weights)
-            self._adapters = {name: self._backend.adapt(old.adapter) for name, old in self._adapters.items()}
+            for name, old in self._adapters.items():
+                if old.adapter.kind == "prompt":  # it was read with the old weights
+                    self._adapters = {**self._adapters, name: self._backend.adapt(old.adapter)}
 
         with self._adapting:
             self._scheduler.update(change)

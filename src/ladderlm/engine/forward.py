@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ladderlm.engine import attention, kernels, simd
+from ladderlm.engine import attention, kernels, lora, simd
 from ladderlm.engine.dots import WIDE_TILE
 from ladderlm.engine.kernels import Acts
 from ladderlm.engine.pack import BLOCKS, CODED, EMBED, FIRST, HEAD
@@ -19,7 +19,7 @@ from ladderlm.engine.simd import BLOCK, kernel
 from ladderlm.types import FloatArray
 
 Ints = npt.NDArray[np.int64]
-PHASES = 13  # in a layer, at most
+PHASES = 17  # in a layer, at most
 LINE = 8  # int64 in a cache line: counters stay apart
 SPINS = 2000  # polls (some tens of microseconds) before a waiting thread gives its core away
 GRAINS = 4  # pieces of a phase for each thread
@@ -82,6 +82,7 @@ class Rows(NamedTuple):
     """What a step computes: for each row a token, its position and the blocks of its sequence's cache.
 
     `spans` lists (first row, count) of at most 8 consecutive rows of one sequence; `wanted` rows get logits.
+    `adapters` are the tables of lora.Low.
     """
 
     ids: Ints
@@ -89,12 +90,14 @@ class Rows(NamedTuple):
     blocks: Ints
     spans: Ints
     wanted: Ints
+    adapters: Ints
 
 
 class Work(NamedTuple):
     """Buffers of a step: addresses of floats [rows][columns padded to 32], and activations for the matrices.
 
     A thread's own: `tiles` [threads][2][rows][32], `scores` and `mixed` of attention, whose rows are one tile's.
+    `low` [rows + threads]: what adapters leave between their two halves, a row every `low_step` bytes.
     """
 
     x: int
@@ -109,6 +112,8 @@ class Work(NamedTuple):
     tile_rows: int
     scores: FloatArray
     mixed: FloatArray
+    low: int
+    low_step: int
 
 
 @kernel
@@ -218,6 +223,24 @@ def _code_phase(acts: Any, count: int, tid: int, threads: int, sync: Any, phase:
 
 
 @kernel
+def _reduce_phase(low: Any, which: int, acts: Any, count: int, threads: int, sync: Any, phase: int) -> int:
+    """A x of adapters, for the matrices with the input of `which`. The next phase's number.
+
+    Of a single row each thread takes it for itself, where `low` is its own.
+    """
+    if not low.tables:
+        return phase
+    if count == 1:
+        lora.reduce(low, which, acts, 0)
+        return phase
+    i = _claim(sync, phase, 1)
+    while i < count:
+        lora.reduce(low, which, acts, i)
+        i = _next(sync, phase, i, 1, count)
+    return _meet(sync, phase, count)
+
+
+@kernel
 def _branch_phase(s: Any, side: Any, which: int, w: Any, count: int, threads: int, sync: Any, phase: int) -> int:
     """Adds the norm of `branch` to x; in the original Transformer x is the norm of their sum."""
     i, step = _claim(sync, phase, 1), 4 * w.normed.cols
@@ -234,7 +257,7 @@ def _branch_phase(s: Any, side: Any, which: int, w: Any, count: int, threads: in
 
 
 @kernel
-def _qkv_phase(m: Any, acts: Any, w: Any, count: int, tile: int, threads: int, sync: Any, phase: int) -> int:
+def _qkv_phase(m: Any, acts: Any, low: Any, w: Any, count: int, tile: int, threads: int, sync: Any, phase: int) -> int:
     """Queries, keys and values, side by side in `qkv`; `m` are the layer's matrices."""
     n0, n1 = m[0, BLOCKS], m[0, BLOCKS] + m[1, BLOCKS]
     items = n1 + m[2, BLOCKS]
@@ -247,6 +270,7 @@ def _qkv_phase(m: Any, acts: Any, w: Any, count: int, tile: int, threads: int, s
             while t < count:
                 n = kernels.taken(m[part], count - t)
                 kernels.product(m[part], block, acts, t, n, tile)
+                lora.expand(low, part, block, t, n, tile)
                 kernels.put(tile, w.qkv + t * step + i * kernels.LINE, step, n)
                 t += n
         first = _next(sync, phase, first, grain, items)
@@ -331,9 +355,11 @@ def _attention_phase(
 
 @kernel
 def _out_phase(
-    s: Any, m: Any, bias: int, acts: Any, w: Any, count: int, tile: int, threads: int, sync: Any, phase: int
+    s: Any, m: Any, bias: int, acts: Any, low: Any, which: int, w: Any, count: int, tile: int, threads: int, sync: Any,
+    phase: int,
 ) -> int:  # fmt: skip
-    """Matrix m times acts plus bias: added to the residual stream, or put into `branch` where a norm comes first."""
+    """Matrix m, number `which` of its layer, times acts plus bias: added to the residual stream, or put into `branch`
+    where a norm comes first."""
     grain, apart, step = _grain(m[BLOCKS], threads), 0 < s.placement < PARALLEL, 4 * w.normed.cols
     first = _claim(sync, phase, grain)
     while first < m[BLOCKS]:
@@ -342,6 +368,7 @@ def _out_phase(
             while t < count:
                 n, place = kernels.taken(m, count - t), t * step + block * kernels.LINE
                 kernels.product(m, block, acts, t, n, tile)
+                lora.expand(low, which, block, t, n, tile)
                 kernels.add_to(tile, bias + kernels.LINE * block if bias else 0, n)
                 if apart:
                     kernels.put(tile, w.branch + place, step, n)
@@ -354,9 +381,9 @@ def _out_phase(
 
 @kernel
 def _gate_phase(
-    s: Any, m: Any, side: Any, acts: Any, w: Any, count: int, tile: int, threads: int, sync: Any, phase: int
+    s: Any, m: Any, side: Any, acts: Any, low: Any, w: Any, count: int, tile: int, threads: int, sync: Any, phase: int
 ) -> int:  # fmt: skip
-    """hidden = f(gate) * up, or f(up); as codes where the next matrix takes them."""
+    """hidden = f(gate) * up, or f(up); as codes where the next matrix takes them, as floats where it or adapters do."""
     grain, gates = _grain(m[5, BLOCKS], threads), tile + kernels.LINE * w.tile_rows
     first = _claim(sync, phase, grain)
     while first < m[5, BLOCKS]:
@@ -366,14 +393,16 @@ def _gate_phase(
                 n = kernels.taken(m[5], count - t)
                 n = min(n, kernels.taken(m[4], count - t))
                 kernels.product(m[5], block, acts, t, n, tile)
+                lora.expand(low, 5, block, t, n, tile)
                 kernels.add_to(tile, side[UP_BIAS] + kernels.LINE * block if side[UP_BIAS] else 0, n)
                 if s.gated:
                     kernels.product(m[4], block, acts, t, n, gates)
+                    lora.expand(low, 4, block, t, n, gates)
                     kernels.add_to(gates, side[GATE_BIAS] + kernels.LINE * block if side[GATE_BIAS] else 0, n)
                 kernels.activate(s.activation, gates if s.gated else 0, tile, n)
                 if m[6, CODED]:
                     _code_tile(tile, w.hidden, t, n, count, block)
-                else:
+                if not m[6, CODED] or low.tables:
                     place = w.hidden.x + 4 * t * w.hidden.cols + kernels.LINE * block
                     kernels.put(tile, place, 4 * w.hidden.cols, n)
                 t += n
@@ -414,23 +443,30 @@ def _layer(
     count, m, side = len(r.ids), model.table[FIRST + 7 * layer : FIRST + 7 * layer + 7], model.sides[layer]
     tile = w.tiles + tid * 2 * kernels.LINE * w.tile_rows
     normed, second = _own(w.normed, tid, count), _own(w.second, tid, count)
+    # A single row's A x is each thread's own, as its codes are.
+    low_rows = w.normed.own + tid if count == 1 else 0
+    low = lora.Low(r.adapters.ctypes.data if len(r.adapters) else 0, layer, w.low + low_rows * w.low_step, w.low_step)
     if s.placement == PARALLEL_TWO:
         phase = _norm_phase(s, side, MIDDLE, w.second, w, every, count, tid, threads, sync, phase)
     phase = _norm_phase(s, side, NORM, w.normed, w, every, count, tid, threads, sync, phase)
-    phase = _qkv_phase(m, normed, w, count, tile, threads, sync, phase)
+    phase = _reduce_phase(low, 0, normed, count, threads, sync, phase)
+    phase = _qkv_phase(m, normed, low, w, count, tile, threads, sync, phase)
     phase = _turn_phase(s, model, r, w, m, layer, threads, sync, phase)
     phase = _attention_phase(s, model, r, w, m, layer, tid, threads, sync, phase)
     phase = _code_phase(w.heads, count, tid, threads, sync, phase)
     own = _own(w.heads, tid, count)
     heads = Acts(w.heads.x, own.codes, own.fields, own.cols, own.coded, 0)
-    phase = _out_phase(s, m[3], side[O_BIAS], heads, w, count, tile, threads, sync, phase)
+    phase = _reduce_phase(low, 3, heads, count, threads, sync, phase)
+    phase = _out_phase(s, m[3], side[O_BIAS], heads, low, 3, w, count, tile, threads, sync, phase)
     if s.placement < PARALLEL:
         if s.placement:
             phase = _branch_phase(s, side, ATTENTION_OUT, w, count, threads, sync, phase)
         phase = _norm_phase(s, side, MIDDLE, w.normed, w, every, count, tid, threads, sync, phase)
     inner = second if s.placement == PARALLEL_TWO else normed
-    phase = _gate_phase(s, m, side, inner, w, count, tile, threads, sync, phase)
-    phase = _out_phase(s, m[6], side[DOWN_BIAS], w.hidden, w, count, tile, threads, sync, phase)
+    phase = _reduce_phase(low, 5, inner, count, threads, sync, phase)
+    phase = _gate_phase(s, m, side, inner, low, w, count, tile, threads, sync, phase)
+    phase = _reduce_phase(low, 6, w.hidden, count, threads, sync, phase)
+    phase = _out_phase(s, m[6], side[DOWN_BIAS], w.hidden, low, 6, w, count, tile, threads, sync, phase)
     if 0 < s.placement < PARALLEL:
         phase = _branch_phase(s, side, MLP_OUT, w, count, threads, sync, phase)
     return phase

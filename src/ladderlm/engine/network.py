@@ -17,11 +17,11 @@ from ladderlm.engine.cache import HostBlock, KVCache, aligned
 from ladderlm.engine.dots import FIELDS, WIDE_TILE
 from ladderlm.engine.hot import VIRTUAL, LoadedAdapter, virtual_past
 from ladderlm.engine.kernels import Acts
+from ladderlm.engine.lora import Lora
 from ladderlm.engine.pack import BLOCKS, FIRST, HEAD, Bytes, arena, pack, padded, refill
 from ladderlm.engine.products import TILES
 from ladderlm.engine.simd import BLOCK, COMPILED
 from ladderlm.engine.team import Team
-from ladderlm.errors import UsageError
 from ladderlm.models import rope
 from ladderlm.models.adapter import Adapter, fit
 from ladderlm.models.arch import Architecture
@@ -53,6 +53,8 @@ class Network:
         self._work, self._buffers = _work(arch, self._packed.table, self.threads, self._packed.coded)
         self._logits = np.zeros((0, int(self._packed.table[HEAD, BLOCKS]) * BLOCK), np.float32)
         self._blocks = np.zeros((MAX_ROWS, -(-arch.context_length // BLOCK)), np.int64)  # addresses for each row
+        self._loras: set[Lora] = set()  # of the last step
+        self._low = aligned(0)
         self._team = Team(self.threads, lambda: step.counters(arch.layers))
         self._warm()
 
@@ -77,7 +79,9 @@ class Network:
         positions: list[int] = []
         spans: list[tuple[int, int]] = []
         wanted: list[int] = []
-        for cache, tokens, want, _ in pieces:
+        loras = {p.adapter.packed for p in pieces if p.adapter and p.adapter.packed}
+        adapters: list[int] = []
+        for cache, tokens, want, adapter in pieces:
             start, row = len(cache), len(ids)
             cache.reserve(start + len(tokens))
             wanted.extend(range(row + want, row + len(tokens)))
@@ -86,11 +90,15 @@ class Network:
             positions.extend(range(start, start + len(tokens)))
             blocks = len(cache.blocks)
             self._blocks[row : row + len(tokens), :blocks] = cache.addresses[:blocks]
+            if loras:
+                adapters += [adapter.packed.address if adapter and adapter.packed else 0] * len(tokens)
         self._reserve_logits(len(wanted))
         self._reserve_angles(max(positions) + 1)
+        self._take(loras)
         rows = step.Rows(
-            _ints(ids), _ints(positions), self._blocks[: len(ids)], _ints(spans).reshape(-1, 2), _ints(wanted)
-        )
+            _ints(ids), _ints(positions), self._blocks[: len(ids)], _ints(spans).reshape(-1, 2), _ints(wanted),
+            _ints(adapters),
+        )  # fmt: skip
         self._team.run(step.forward, self._shape, self._model, rows, self._work)
         for cache, tokens, *_ in pieces:
             cache.ids.extend(tokens)
@@ -100,13 +108,14 @@ class Network:
         return logits
 
     def adapt(self, adapter: Adapter) -> LoadedAdapter:
-        """Takes up a tuned prompt or prefix. FormatError where it does not fit, UsageError for a LoRA."""
+        """Takes up an adapter. FormatError where it does not fit."""
         adapter, start = fit(adapter, self.arch), self.cache()
+        half = bool(self._shape.cache_kind)
         if adapter.virtual is None:
-            raise UsageError("the compiled kernels take no LoRA per request", where=str(adapter.path), cure="merge it")
+            return LoadedAdapter(adapter, Lora(adapter.pairs, adapter.scale, self._packed.table, half=half), start)
         start.reserve(adapter.tokens)
-        kind = np.float16 if self._shape.cache_kind else np.float32
-        remember(virtual_past(adapter, self.arch, self._weights), start, kind)
+        past = virtual_past(adapter, self.arch, self._weights)
+        remember(past, start, np.float16 if half else np.float32)
         return LoadedAdapter(adapter, None, start)
 
     def update(self, weights: Weights) -> None:
@@ -119,6 +128,16 @@ class Network:
 
     def close(self) -> None:
         self._team.close()
+
+    def _take(self, loras: set[Lora]) -> None:
+        """These take part in the next step; those of the last are held until no late thread reads them."""
+        if loras != self._loras:
+            self._team.rest()
+            self._loras = loras
+            size = 4 * max((padded(lora.ranks) for lora in loras), default=0)
+            if size > self._work.low_step:
+                self._low = aligned(size * (self._work.normed.own + self.threads))
+                self._work = self._work._replace(low=int(self._low.ctypes.data), low_step=size)
 
     def _reserve_logits(self, rows: int) -> None:
         if rows > len(self._logits):
@@ -287,5 +306,7 @@ def _work(arch: Architecture, table: npt.NDArray[np.int64], threads: int, coded:
         # Rows of a power of two would all fall into the same lines of the first cache.
         scores=own(padded(arch.context_length) + 16),
         mixed=own(padded(arch.head_dim) + 16),
+        low=0,
+        low_step=0,
     )
     return work, kept

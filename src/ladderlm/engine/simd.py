@@ -33,7 +33,7 @@ I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
 VF = ir.VectorType(F32, LANES)
 VI = ir.VectorType(I32, LANES)
-_SOURCES = ("simd", "tiles", "dots", "products", "pack", "kernels", "attention", "forward")
+_SOURCES = ("simd", "tiles", "dots", "products", "pack", "kernels", "attention", "lora", "forward")
 Codegen = Callable[[Any, Any, Any, Any], Any]
 
 
@@ -176,6 +176,16 @@ def load(typing_context: Any, address: Any) -> tuple[Any, Codegen]:
 
 
 @intrinsic
+def load_half(typing_context: Any, address: Any) -> tuple[Any, Codegen]:
+    """The 16 float16 at `address`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fpext(load_vector(builder, args[0], 0, ir.VectorType(ir.HalfType(), LANES), align=2), VF)
+
+    return vector(types.int64), codegen
+
+
+@intrinsic
 def read(typing_context: Any, address: Any) -> tuple[Any, Codegen]:
     """The float32 at `address`."""
 
@@ -183,6 +193,28 @@ def read(typing_context: Any, address: Any) -> tuple[Any, Codegen]:
         return builder.load(at(builder, args[0], 0, F32), align=4)
 
     return types.float32(types.int64), codegen
+
+
+@intrinsic
+def read_long(typing_context: Any, address: Any) -> tuple[Any, Codegen]:
+    """The int64 at `address`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(at(builder, args[0], 0, I64), align=8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def prefetch(typing_context: Any, address: Any) -> tuple[Any, Codegen]:
+    """Asks for the cache line at `address`, which need not be there, without waiting."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer, how = at(builder, args[0], 0, I8), [ir.Constant(I32, n) for n in (0, 2, 1)]  # to read, as data
+        call(builder, "llvm.prefetch.p0", pointer, *how, result=ir.VoidType())
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 @intrinsic

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ladderlm import events, store
-from ladderlm.engine import adapts, check, load_embedder
+from ladderlm.engine import check, load_embedder
 from ladderlm.errors import LadderError, NotFound, UsageError, nearest
 from ladderlm.models import open_model
 from ladderlm.models.fetch import CATALOGUE, fetched
@@ -153,12 +153,9 @@ class Models:
         split = split_adapter(slot.ref) if self._local else None
         if split is None:
             return None
-        from ladderlm.models.adapter import load_adapter
         from ladderlm.talk.local import LocalChat
 
         ref, path = split
-        if not adapts(open_model(ref).arch, load_adapter(path)):
-            return None
         named = next((name for name, other in self._refs.items() if other == ref), ref)
         with contextlib.ExitStack() as stack:
             base = stack.enter_context(self._opened(named, asked=False))

@@ -72,7 +72,7 @@ def open_chat(
 ) -> Talker:
     """The Chat that `ref` names: "echo", "http(s)://host[:port][/v1]#model", or any local model reference.
 
-    Of base+adapter the adapter is applied as the base runs, where the engine can, else merged into its weights.
+    Of base+adapter the adapter is applied as the base runs: the base's weights stay as small as they are.
     `key_env` names the environment variable with a remote's key, `max_cost` is the most a remote may cost in all,
     `device` where a local model runs (see talk.device), `kv_bytes` its memory for keys and values, and `draft` a
     smaller local model with the same tokenizer that guesses what it writes.
@@ -87,9 +87,7 @@ def open_chat(
 
         url, _, model = ref.partition("#")
         return RemoteChat(url, model, key_env=key_env, max_cost=max_cost)
-    from ladderlm.engine import adapts
     from ladderlm.models import open_model
-    from ladderlm.models.adapter import load_adapter
     from ladderlm.models.reference import split_adapter
     from ladderlm.talk.device import load
     from ladderlm.talk.local import LocalChat
@@ -98,11 +96,10 @@ def open_chat(
         return load(files, device, kv_bytes=kv_bytes, draft=open_model(draft) if draft else None)
 
     split = split_adapter(ref)
-    base = open_model(split[0]) if split else None
-    if split is None or base is None or not adapts(base.arch, load_adapter(split[1])):
-        files = open_model(ref)
-        return LocalChat(files, run(files))
-    alone = LocalChat(base, run(base))
+    files = open_model(split[0] if split else ref)
+    alone = LocalChat(files, run(files))
+    if split is None:
+        return alone
     try:
         return alone.adapted(ref, split[1], alone.close)
     except BaseException:
