@@ -22,7 +22,8 @@ HALF_ZERO, HALF_SUM = dots.HALF_ZERO, dots.HALF_SUM
 
 class Acts(NamedTuple):
     """Activations as matrices take them: addresses of floats [rows][cols], and of their codes and fields, tile after
-    tile of WIDE_TILE rows (see dots.py). From row `own` on each thread has a tile of its own. `coded` is 0 where no matrix takes codes, 2 where one takes sums of 16."""
+    tile of WIDE_TILE rows (see dots.py). From row `own` on each thread has a tile of its own. `coded` is 0 where no
+    matrix takes codes, 2 where one takes sums of 16."""
 
     x: int
     codes: int
