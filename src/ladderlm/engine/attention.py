@@ -14,7 +14,7 @@ import numpy as np
 from ladderlm.engine import simd
 from ladderlm.engine.kernels import address, tanh
 from ladderlm.engine.products import width
-from ladderlm.engine.simd import BLOCK, LANES, kernel
+from ladderlm.engine.simd import BLOCK, LANES, WIDE, kernel
 
 
 @kernel
@@ -99,9 +99,16 @@ def _softmax(scores: Any, begin: int, used: int, low: int, position: int, slope:
 
 
 @kernel
+def fetch(address: int, count: int) -> None:
+    """Asks for `count` bytes: a stranger's keys come from memory, and a row's are too few to be guessed."""
+    for here in range(address, address + count, 64):
+        simd.prefetch(here)
+
+
+@kernel
 def attend(
     kind: int, tile: int, qkv: int, step: int, row: int, rows: int, head: int, heads: int, head_dim: int,
-    positions: Any, blocks: Any, base: int, window: int, cap: Any, slopes: Any, scores: Any, mixed: Any, out: int,
+    positions: Any, blocks: Any, base: int, after: Any, after_base: int, after_used: int, window: int, cap: Any, slopes: Any, scores: Any, mixed: Any, out: int,
     out_step: int,
 ) -> None:  # fmt: skip
     """Attention of `rows` consecutive rows of one sequence, or of `heads` heads of one row, that share keys.
@@ -109,7 +116,8 @@ def attend(
     A row sees `window` positions (0: all); scores are capped at `cap` (0: not) and fall by `slopes[head]` with
     distance. Either count may be above one, not both. Queries are rotated and scaled already; head h's stand at columns
     h * head_dim of `qkv` (a row every `step` bytes), and its result goes to the same columns of `out`.
-    `tile` is the routine of products.TILES for this kind of cache.
+    `tile` is the routine of products.TILES for this kind of cache. The first `after_used` blocks of another sequence
+    or head, `after` and `after_base`, are fetched meanwhile.
     """
     wide, count, size = (head_dim + 31) // 32 * 32, max(rows, heads), 2 if kind else 4
     across = step if heads == 1 else 4 * head_dim
@@ -117,14 +125,19 @@ def attend(
     done = 0
     while done < count:
         tokens = width(count - done)
+        real = tokens
+        if heads > 1 and tokens < count - done and WIDE:  # one tile with a row or more of no meaning is sooner done
+            tokens, real = 2 * tokens, count - done
         first = qkv + row * step + 4 * head * head_dim + done * across
-        last = positions[row + (done + tokens - 1 if heads == 1 else 0)]
+        last = positions[row + (done + real - 1 if heads == 1 else 0)]
         used, oldest = last // BLOCK + 1, positions[row + (done if heads == 1 else 0)]
         begin = max(0, oldest - window + 1) // BLOCK if window else 0
         for b in range(begin, used):
             keys, target = blocks[b] + base, address(scores, b * BLOCK)
+            if b < after_used:
+                fetch(after[b] + after_base, size * BLOCK * head_dim)
             simd.invoke(tile, (tokens, 1, keys, size * BLOCK, first, across, head_dim, target, s_step))
-        for t in range(tokens):
+        for t in range(real):
             position = positions[row + (done + t if heads == 1 else 0)]
             low = max(0, position - window + 1) if window else 0
             if cap != 0:
@@ -133,10 +146,12 @@ def attend(
             mixed[t, wide] = _softmax(scores[t], begin, used, low, position, slope)
         for b in range(begin, used):
             p, values = address(scores, b * BLOCK), blocks[b] + base + size * BLOCK * head_dim
+            if b < after_used:
+                fetch(after[b] + after_base + size * BLOCK * head_dim, size * BLOCK * wide)
             for column in range(0, wide, BLOCK):
                 target, here = address(mixed, column), values + size * column
                 simd.invoke(tile, (tokens, int(b == begin), here, size * wide, p, s_step, BLOCK, target, m_step))
-        for t in range(tokens):
+        for t in range(real):
             target = out + (row + (done + t if heads == 1 else 0)) * out_step
             target += 4 * (head + (0 if heads == 1 else done + t)) * head_dim
             source, share, whole = address(mixed, t * mixed.shape[1]), mixed[t, wide], head_dim // LANES * LANES
@@ -145,4 +160,5 @@ def attend(
                 simd.store(target + i, simd.mul(simd.load(source + i), times))
             for i in range(whole, head_dim):
                 simd.write(target + 4 * i, mixed[t, i] * share)
-        done += tokens
+        done += real
+        after_used = 0

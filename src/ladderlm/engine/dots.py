@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from ladderlm.engine.simd import F32, I8, I16, I32, I64, ISA, Codegen, at
+from ladderlm.engine.simd import F32, I8, I16, I32, I64, ISA, Codegen, ask_for, at
 
 HALF = ir.HalfType()
 GROUP = 32  # k that share a scale of the activations
@@ -227,22 +227,34 @@ class _Tile:
     def __init__(self, builder: Any, form: Format, tokens: int, vectors: int, field: Any) -> None:
         self.builder, self.form, self.tokens, self.vectors = builder, form, tokens, vectors
         self.field = field  # bytes of a field
+        self.lines = -(-form.bytes * LANES * vectors // (64 * ROWS))  # of the cache, of a group
         kind = ir.VectorType(F32, LANES)
         self.running = [[cgutils.alloca_once(builder, kind) for _ in range(vectors)] for _ in range(tokens)]
 
-    def run(self, weights: Any, sides: Any, x: Any, side: Any, groups: Any) -> None:
-        """From addresses: codes of the first rows, their scales; codes of the tokens, their fields."""
+    def run(self, weights: Any, sides: Any, x: Any, side: Any, groups: Any, ahead: Any) -> None:
+        """From addresses: codes of the first rows, their scales; codes of the tokens, their fields.
+
+        What lies `ahead` bytes further is fetched into the cache meanwhile; nothing if that is 0.
+        """
         builder, form, tokens = self.builder, self.form, self.tokens
         for token in self.running:
             for slot in token:
                 builder.store(_constant(F32, 0.0), slot)
         at_weight, at_side, at_x, at_field = (_counter(builder, a) for a in (weights, sides, x, side))
+        far = builder.icmp_signed("!=", ahead, ir.Constant(I64, 0))
         with cgutils.for_range(builder, groups):
+            with builder.if_then(far, likely=True):
+                self._fetch(builder.add(builder.load(at_weight), ahead))
             self._group(*(builder.load(slot) for slot in (at_weight, at_side, at_x, at_field)))
             for slot, step in (
                 (at_weight, form.bytes), (at_side, form.bytes), (at_x, GROUP * tokens), (at_field, 4 * tokens),
             ):  # fmt: skip
                 _advance(builder, slot, step)
+
+    def _fetch(self, address: Any) -> None:
+        """Asks for this tile's share of the cache lines of a group."""
+        for line in range(self.lines):
+            ask_for(self.builder, self.builder.add(address, ir.Constant(I64, 64 * line)))
 
     def _group(self, weights: Any, sides: Any, x: Any, field: Any) -> None:
         form, builder = self.form, self.builder
@@ -296,23 +308,28 @@ def _vectors(tokens: int) -> int:
 
 
 def _product(builder: Any, form: Format, tokens: int, args: Any) -> None:
-    weights, x, side, groups, out = args
+    weights, x, side, groups, out, ahead = args
     vectors = _vectors(tokens)
     field, rows = builder.mul(groups, ir.Constant(I64, 4 * tokens)), LANES * vectors
     tile = _Tile(builder, form, tokens, vectors, field)
+    nothing = builder.icmp_signed("==", ahead, ir.Constant(I64, 0))
     with cgutils.for_range(builder, ir.Constant(I64, ROWS // rows)) as part:
         row = builder.mul(part.index, ir.Constant(I64, rows))
         half = builder.mul(builder.lshr(row, ir.Constant(I64, 4)), ir.Constant(I64, form.codes_bytes // 2))
         within = builder.mul(builder.and_(row, ir.Constant(I64, 15)), ir.Constant(I64, 4))
         sides = builder.add(weights, ir.Constant(I64, form.codes_bytes))
         sides = builder.add(sides, builder.mul(row, ir.Constant(I64, form.scale_bytes)))
-        tile.run(builder.add(weights, builder.add(half, within)), sides, x, side, groups)
+        offset = builder.add(half, within)
+        # Each part of the rows fetches its share of the lines of a group: from the group's beginning on.
+        share = builder.mul(part.index, ir.Constant(I64, 64 * tile.lines))
+        far = builder.select(nothing, ahead, builder.sub(builder.add(ahead, share), offset))
+        tile.run(builder.add(weights, offset), sides, x, side, groups, far)
         tile.write(builder.add(out, builder.mul(row, ir.Constant(I64, 4))))
 
 
 @intrinsic(prefer_literal=True)
 def product(
-    context: Any, kind: Any, tokens: Any, weights: Any, x: Any, side: Any, groups: Any, out: Any
+    context: Any, kind: Any, tokens: Any, weights: Any, x: Any, side: Any, groups: Any, out: Any, ahead: Any
 ) -> tuple[Any, Codegen]:
     """A block of 32 rows kept in FORMATS[kind] times a tile of tokens (one of TILES), into out [tokens][32].
 
@@ -333,4 +350,4 @@ def product(
         builder.position_at_end(after)
         return context.get_dummy_value()
 
-    return types.void(kind, *[types.int64] * 6), codegen
+    return types.void(kind, *[types.int64] * 7), codegen

@@ -287,6 +287,9 @@ def _turn_phase(s: Any, model: Any, r: Any, w: Any, m: Any, layer: int, threads:
     i, count = _claim(sync, phase, 1), len(r.ids)
     while i < count:
         position, x = r.positions[i], w.qkv + 4 * i * columns
+        if i + threads < count and r.blocks[i + threads, 0] != r.blocks[i, 0]:
+            after = r.blocks[i + threads, r.positions[i + threads] // BLOCK] + size * layer * s.kv_heads
+            attention.fetch(after, size * s.kv_heads)
         if side[QKV_BIAS]:
             _add_row(x, side[QKV_BIAS], columns)
         _norm_heads(s, side[Q_NORM], x, s.heads)
@@ -341,12 +344,16 @@ def _attention_phase(
     i = _claim(sync, phase, 1)
     while i < items:
         row, count, kv = r.spans[i // s.kv_heads, 0], r.spans[i // s.kv_heads, 1], i % s.kv_heads
-        base = size * (layer * s.kv_heads + kv)
+        base, after, after_kv, used = size * (layer * s.kv_heads + kv), row, kv, 0
+        if count == 1 and i + threads < items:  # what this thread is likely to do next
+            after, after_kv = r.spans[(i + threads) // s.kv_heads, 0], (i + threads) % s.kv_heads
+            used = r.positions[after] // BLOCK + 1
+        after_base = size * (layer * s.kv_heads + after_kv)
         for h in range(group if count > 1 else 1):
             heads = 1 if count > 1 else group
             attention.attend(
                 s.cache_kind, s.tile, w.qkv, step, row, count, kv * group + h, heads, s.head_dim, r.positions,
-                r.blocks[row], base, model.windows[layer], np.float32(s.cap), model.slopes, w.scores[tid],
+                r.blocks[row], base, r.blocks[after], after_base, used, model.windows[layer], np.float32(s.cap), model.slopes, w.scores[tid],
                 w.mixed[tid], w.heads.x, 4 * w.heads.cols,
             )  # fmt: skip
         i = _next(sync, phase, i, 1, items)

@@ -68,7 +68,8 @@ def product(m: Any, block: int, acts: Any, first: int, count: int, out: int) -> 
         return
     groups = cols // BLOCK
     codes, fields = acts.codes + first * cols, acts.fields + 4 * FIELDS * first * groups
-    simd.invoke(m[ROUTINE], (data, codes, fields, groups, tile_size(count), out))
+    ahead = 0 if first else m[BLOCK_BYTES]  # the next block, while the first tile waits for this one
+    simd.invoke(m[ROUTINE], (data, codes, fields, groups, tile_size(count), out, ahead))
 
 
 @kernel

@@ -86,36 +86,36 @@ def _exact(data: int, x: int, cols: int, count: int, out: int, kind: int) -> Non
             t += tokens
 
 
-def _q8(data: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
-    dots.product(0, tokens, data, x, side, groups, out)
+def _q8(data: int, x: int, side: int, groups: int, tokens: int, out: int, ahead: int) -> None:
+    dots.product(0, tokens, data, x, side, groups, out, ahead)
 
 
-def _q4(data: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
-    dots.product(1, tokens, data, x, side, groups, out)
+def _q4(data: int, x: int, side: int, groups: int, tokens: int, out: int, ahead: int) -> None:
+    dots.product(1, tokens, data, x, side, groups, out, ahead)
 
 
-def _q4_low(data: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
-    dots.product(2, tokens, data, x, side, groups, out)
+def _q4_low(data: int, x: int, side: int, groups: int, tokens: int, out: int, ahead: int) -> None:
+    dots.product(2, tokens, data, x, side, groups, out, ahead)
 
 
-def _q4_low_f32(data: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
-    dots.product(3, tokens, data, x, side, groups, out)
+def _q4_low_f32(data: int, x: int, side: int, groups: int, tokens: int, out: int, ahead: int) -> None:
+    dots.product(3, tokens, data, x, side, groups, out, ahead)
 
 
-def _q8_low_f32(data: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
-    dots.product(4, tokens, data, x, side, groups, out)
+def _q8_low_f32(data: int, x: int, side: int, groups: int, tokens: int, out: int, ahead: int) -> None:
+    dots.product(4, tokens, data, x, side, groups, out, ahead)
 
 
-def _q8_16(data: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
-    dots.product(5, tokens, data, x, side, groups, out)
+def _q8_16(data: int, x: int, side: int, groups: int, tokens: int, out: int, ahead: int) -> None:
+    dots.product(5, tokens, data, x, side, groups, out, ahead)
 
 
-def _q4_low_16(data: int, x: int, side: int, groups: int, tokens: int, out: int) -> None:
-    dots.product(6, tokens, data, x, side, groups, out)
+def _q4_low_16(data: int, x: int, side: int, groups: int, tokens: int, out: int, ahead: int) -> None:
+    dots.product(6, tokens, data, x, side, groups, out, ahead)
 
 
 # By pack.STORAGE. Of floats they take (data, x, cols, count, out, kind); of codes (data, codes, fields, groups,
-# tokens, out).
+# tokens, out, ahead).
 PRODUCTS = tuple(
     Routine(f) for f in (_f32, _f16, _bf16, _q8, _q4, _q4_low, _q4_low_f32, _q8_low_f32, _q8_16, _q4_low_16)
 )

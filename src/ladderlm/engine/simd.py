@@ -468,6 +468,26 @@ def largest_size(typing_context: Any, x: Any, y: Any) -> tuple[Any, Codegen]:
     return types.float32(vector, vector), codegen
 
 
+def ask_for(builder: Any, address: Any) -> None:
+    """Asks for the cache line at `address`, which need not exist."""
+    pointer = ir.PointerType(I8)
+    signature = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    read, keep, data = (ir.Constant(I32, n) for n in (0, 2, 1))
+    builder.call(function, [builder.inttoptr(address, pointer), read, keep, data])
+
+
+@intrinsic
+def prefetch(typing_context: Any, address: Any) -> tuple[Any, Codegen]:
+    """Asks for the cache line at `address`, which need not exist."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        ask_for(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
 # --- Between threads ----------------------------------------------------------------------------------------------
 
 
