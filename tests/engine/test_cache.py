@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from ladderlm.engine.cache import HostBlock, KVCache
+from ladderlm.engine.memory import Pool
 from ladderlm.engine.prefixes import Prefixes
 
 BYTES = 40
+POOL = Pool(BYTES)
 
 
 def filled(ids: list[int]) -> KVCache:
-    cache = KVCache(lambda: HostBlock(BYTES), 1000)
+    cache = KVCache(lambda: HostBlock(POOL), 1000)
     cache.reserve(len(ids))
     cache.ids.extend(ids)
     for i, block in enumerate(cache.blocks):
@@ -18,7 +20,7 @@ def filled(ids: list[int]) -> KVCache:
 
 
 def take(prefixes: Prefixes, ids: list[int], most: int | None = None) -> KVCache:
-    return prefixes.take(ids, len(ids) if most is None else most, KVCache(lambda: HostBlock(BYTES), 1000))
+    return prefixes.take(ids, len(ids) if most is None else most, KVCache(lambda: HostBlock(POOL), 1000))
 
 
 def test_a_fork_shares_full_blocks_and_copies_the_last() -> None:

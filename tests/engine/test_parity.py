@@ -63,7 +63,9 @@ def test_odd_shapes_agree_with_the_reference(changes: dict[str, Any]) -> None:
     weights = KindWeights(arch)
     network = Network(arch, weights, threads=2)
     expected = ReferenceDecoder(arch, weights).logits(IDS)
-    np.testing.assert_allclose(whole(network, IDS), expected, atol=2e-5)
+    found = whole(network, IDS)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert np.array_equal(found, chunked(network, IDS, 1))
     network.close()
 
 

@@ -106,7 +106,7 @@ def test_memory_that_is_full_sooner_than_promised_delays_and_fails_nobody(kept: 
                 if len(alive) >= 7:
                     full += 1
                     raise Overloaded("full")
-                return HostBlock(engine._backend.block_bytes)
+                return HostBlock(engine._backend._pool)
 
             return KVCache(block, fresh().addresses.size * BLOCK)
 

@@ -108,7 +108,8 @@ def fetch(address: int, count: int) -> None:
 @kernel
 def attend(
     kind: int, tile: int, qkv: int, step: int, row: int, rows: int, head: int, heads: int, head_dim: int,
-    positions: Any, blocks: Any, base: int, after: Any, after_base: int, after_used: int, window: int, cap: Any, slopes: Any, scores: Any, mixed: Any, out: int,
+    positions: Any, blocks: Any, base: int, after: Any, after_base: int, after_used: int,
+    window: int, cap: Any, slopes: Any, scores: Any, mixed: Any, out: int,
     out_step: int,
 ) -> None:  # fmt: skip
     """Attention of `rows` consecutive rows of one sequence, or of `heads` heads of one row, that share keys.
@@ -126,7 +127,7 @@ def attend(
     while done < count:
         tokens = width(count - done)
         real = tokens
-        if heads > 1 and tokens < count - done and WIDE:  # one tile with a row or more of no meaning is sooner done
+        if WIDE and heads > 1 and tokens < min(8, count - done):  # one tile with a row or more of no meaning is sooner done
             tokens, real = 2 * tokens, count - done
         first = qkv + row * step + 4 * head * head_dim + done * across
         last = positions[row + (done + real - 1 if heads == 1 else 0)]

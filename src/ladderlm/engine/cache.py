@@ -13,6 +13,8 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from ladderlm.engine.memory import Pool
+
 BLOCK = 32  # positions in a block
 Ints = npt.NDArray[np.int64]
 
@@ -30,20 +32,17 @@ class Block(Protocol):
     def copy(self) -> Self: ...
 
 
-def aligned(nbytes: int) -> npt.NDArray[np.uint8]:
-    """Zeros that begin on a cache line: vectors that straddle two take twice as long to load."""
-    whole = np.zeros(nbytes + 64, np.uint8)
-    first = -int(whole.ctypes.data) % 64
-    return whole[first : first + nbytes]
-
-
 class HostBlock:
     """A block in this process's memory: zeros at first."""
 
-    __slots__ = ("__weakref__", "data")
+    __slots__ = ("__weakref__", "_pool", "data")
 
-    def __init__(self, nbytes: int) -> None:
-        self.data = aligned(nbytes)
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.data = pool.take()
+
+    def __del__(self) -> None:
+        self._pool.give(self.data)
 
     @property
     def address(self) -> int:
@@ -54,7 +53,7 @@ class HostBlock:
         return self.data.nbytes
 
     def copy(self) -> HostBlock:
-        other = HostBlock(self.nbytes)
+        other = HostBlock(self._pool)
         other.data[:] = self.data
         return other
 

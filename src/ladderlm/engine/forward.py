@@ -353,7 +353,8 @@ def _attention_phase(
             heads = 1 if count > 1 else group
             attention.attend(
                 s.cache_kind, s.tile, w.qkv, step, row, count, kv * group + h, heads, s.head_dim, r.positions,
-                r.blocks[row], base, r.blocks[after], after_base, used, model.windows[layer], np.float32(s.cap), model.slopes, w.scores[tid],
+                r.blocks[row], base, r.blocks[after], after_base,
+                used, model.windows[layer], np.float32(s.cap), model.slopes, w.scores[tid],
                 w.mixed[tid], w.heads.x, 4 * w.heads.cols,
             )  # fmt: skip
         i = _next(sync, phase, i, 1, items)

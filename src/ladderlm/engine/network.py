@@ -13,12 +13,13 @@ import numpy.typing as npt
 from ladderlm import events
 from ladderlm.engine import forward as step
 from ladderlm.engine.backend import Piece
-from ladderlm.engine.cache import HostBlock, KVCache, aligned
+from ladderlm.engine.cache import HostBlock, KVCache
 from ladderlm.engine.dots import FIELDS, WIDE_TILE
 from ladderlm.engine.hot import VIRTUAL, LoadedAdapter, virtual_past
 from ladderlm.engine.kernels import Acts
 from ladderlm.engine.lora import Lora
-from ladderlm.engine.pack import BLOCKS, FIRST, HEAD, Bytes, arena, pack, padded, refill
+from ladderlm.engine.memory import Bytes, Pool, aligned, arena
+from ladderlm.engine.pack import BLOCKS, FIRST, HEAD, pack, padded, refill
 from ladderlm.engine.products import TILES
 from ladderlm.engine.simd import BLOCK, COMPILED
 from ladderlm.engine.team import Team
@@ -55,6 +56,7 @@ class Network:
         self._blocks = np.zeros((MAX_ROWS, -(-arch.context_length // BLOCK)), np.int64)  # addresses for each row
         self._loras: set[Lora] = set()  # of the last step
         self._low = aligned(0)
+        self._pool = Pool(self.block_bytes)
         self._team = Team(self.threads, lambda: step.counters(arch.layers))
         self._warm()
 
@@ -68,7 +70,7 @@ class Network:
         return MAX_ROWS
 
     def cache(self) -> KVCache:
-        return KVCache(lambda: HostBlock(self.block_bytes), self.arch.context_length)
+        return KVCache(lambda: HostBlock(self._pool), self.arch.context_length)
 
     def run(self, pieces: Sequence[Piece]) -> FloatArray:
         """Appends every piece to its cache. Logits (rows, vocab) of the wanted rows in order, valid until the next run.

@@ -7,7 +7,6 @@ for integer products: see dots.Format; weight = scale * (code - zero) + minimum.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from ladderlm import events, store
 from ladderlm.engine import dots
+from ladderlm.engine.memory import arena
 from ladderlm.engine.products import EXACT, PRODUCTS
 from ladderlm.engine.tiles import STORAGES
 from ladderlm.errors import UsageError
@@ -28,7 +28,6 @@ from ladderlm.models.weights import Blocks, Weights, matrix_blocks
 LAYOUT = 2  # raise when the bytes below change: it names the cached files
 CACHE_ABOVE = 50_000_000  # weights; packing fewer takes no longer than reading a cache
 CACHED_BYTES = 64 * 2**30  # of all cached files together: the oldest go first
-HUGE = 2**21  # bytes of a huge page
 QUANTISED = len(STORAGES)  # storages from here on are dots.FORMATS
 
 # Columns of the table that tells the kernels where a matrix is; `CODED`: whether it is multiplied
@@ -202,16 +201,6 @@ def _fill(buffer: Bytes, weights: Weights, wanted: Sequence[str], table: Ints, t
         done = pool.map(lambda job: _write(_matrix(weights, job[0]), job[1], buffer), jobs)
         for _ in events.track(done, "pack", len(jobs), "matrices"):
             pass
-
-
-def arena(size: int) -> Bytes:
-    """Zeroed bytes that begin on a page and, where the system can, lie in huge pages: some percent faster to read."""
-    memory = mmap.mmap(-1, size + HUGE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    whole = np.frombuffer(memory, np.uint8)
-    first = -int(whole.ctypes.data) % HUGE
-    return whole[first : first + size]
 
 
 def _cached(name: str, size: int, fill: Any) -> Bytes:

@@ -13,6 +13,7 @@ import numpy as np
 from ladderlm.engine.backend import Piece
 from ladderlm.engine.cache import BLOCK, HostBlock, KVCache
 from ladderlm.engine.hot import VIRTUAL, LoadedAdapter, virtual_past
+from ladderlm.engine.memory import Pool
 from ladderlm.engine.reference import ReferenceDecoder
 from ladderlm.models.adapter import Adapter, fit
 from ladderlm.models.arch import Architecture
@@ -25,6 +26,7 @@ class PlainNetwork:
 
     def __init__(self, arch: Architecture, weights: Weights) -> None:
         self.arch = arch
+        self._pool = Pool(self.block_bytes)
         self._weights = Widened(weights)
         self._decoder = ReferenceDecoder(arch, self._weights)
 
@@ -37,7 +39,7 @@ class PlainNetwork:
         return 256
 
     def cache(self) -> KVCache:
-        return KVCache(lambda: HostBlock(self.block_bytes), self.arch.context_length)
+        return KVCache(lambda: HostBlock(self._pool), self.arch.context_length)
 
     def run(self, pieces: Sequence[Piece]) -> FloatArray:
         """Appends every piece to its cache; logits (rows, vocab) of the wanted rows in order."""
