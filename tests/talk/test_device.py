@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from ladderlm import engine
 from ladderlm.errors import UsageError
 from ladderlm.models import open_model
 from ladderlm.talk import device, open_chat
@@ -38,7 +39,7 @@ def test_torch_gives_the_same_answer(default_model: str) -> None:
 
     files, greedy = open_model(default_model), Sampling(temperature=0, max_tokens=8)
     ids = files.tokenizer.encode("The capital of France is")
-    with load_engine(files, device="cpu") as torch_engine, device.load(files, "cpu") as cpu:
+    with load_engine(files, device="cpu") as torch_engine, engine.load(files, exact=True) as cpu:
         first, second = ([i for d in e.generate(ids, greedy) for i in d.ids] for e in (torch_engine, cpu))
         close = abs(torch_engine.next_logits(ids) - cpu.next_logits(ids)).max()
     assert first == second

@@ -127,7 +127,7 @@ def attend(
     while done < count:
         tokens = width(count - done)
         real = tokens
-        if WIDE and heads > 1 and tokens < min(8, count - done):  # one tile with a row or more of no meaning is sooner done
+        if WIDE and heads > 1 and tokens < min(8, count - done):  # one tile, some rows of no meaning
             tokens, real = 2 * tokens, count - done
         first = qkv + row * step + 4 * head * head_dim + done * across
         last = positions[row + (done + real - 1 if heads == 1 else 0)]

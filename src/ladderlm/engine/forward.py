@@ -193,7 +193,7 @@ def _norm_phase(
 ) -> int:  # fmt: skip
     """acts = norm `which` of `count` rows of x; `rows[i]` is the source of row i. The next phase's number."""
     step = 4 * w.normed.cols
-    if count == 1:
+    if count == 1 and s.placement < PARALLEL:
         _norm_row(s, side, which, w.x + rows[0] * step, _own(acts, tid, 1), 0, 1)
         return phase
     grain = _grain(count, threads)
@@ -450,7 +450,8 @@ def _layer(
     """One layer, for all rows; the next phase's number."""
     count, m, side = len(r.ids), model.table[FIRST + 7 * layer : FIRST + 7 * layer + 7], model.sides[layer]
     tile = w.tiles + tid * 2 * kernels.LINE * w.tile_rows
-    normed, second = _own(w.normed, tid, count), _own(w.second, tid, count)
+    # In parallel placement the norm serves the feed-forward part after x has grown: a late thread would see that.
+    normed, second = (w.normed, w.second) if s.placement >= PARALLEL else (_own(w.normed, tid, count), w.second)
     # A single row's A x is each thread's own, as its codes are.
     low_rows = w.normed.own + tid if count == 1 else 0
     low = lora.Low(r.adapters.ctypes.data if len(r.adapters) else 0, layer, w.low + low_rows * w.low_step, w.low_step)
@@ -491,8 +492,9 @@ def forward(tid: int, threads: int, s: Any, model: Any, r: Any, w: Any, sync: An
         phase = _layer(tid, threads, s, model, r, w, sync, layer, every, phase)
     if wanted:
         side = model.sides[s.layers]
+        normed = w.normed if s.placement >= PARALLEL else _own(w.normed, tid, wanted)
         phase = _norm_phase(s, side, NORM, w.normed, w, r.wanted, wanted, tid, threads, sync, phase)
-        phase = _head_phase(model.table[HEAD], _own(w.normed, tid, wanted), w, wanted, tile, threads, sync, phase)
+        phase = _head_phase(model.table[HEAD], normed, w, wanted, tile, threads, sync, phase)
 
 
 def counters(layers: int) -> Ints:
