@@ -206,18 +206,6 @@ def read_long(typing_context: Any, address: Any) -> tuple[Any, Codegen]:
 
 
 @intrinsic
-def prefetch(typing_context: Any, address: Any) -> tuple[Any, Codegen]:
-    """Asks for the cache line at `address`, which need not be there, without waiting."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer, how = at(builder, args[0], 0, I8), [ir.Constant(I32, n) for n in (0, 2, 1)]  # to read, as data
-        call(builder, "llvm.prefetch.p0", pointer, *how, result=ir.VoidType())
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
-
-
-@intrinsic
 def _pointer(typing_context: Any, address: Any) -> tuple[Any, Codegen]:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return at(builder, args[0], 0, F32)
