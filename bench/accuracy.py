@@ -34,7 +34,7 @@ from ladderlm.types import FloatArray
 
 INSTRUCTIONS = held_out.HELD_OUT.parents[1] / "instruct" / "llms-from-scratch-instructions.json"
 PROMPTS, LENGTH = 200, 128  # windows of the instructions with their answers, and tokens of each
-BYTES = {"Q4_1": 100_000, "Q8_0": 40_000, "Q4_0": 40_000}  # of the held-out text
+BYTES = {"Q4_1": 60_000, "Q8_0": 25_000, "Q4_0": 25_000}  # of the held-out text
 NEAR = 0.003  # of llama.cpp's perplexity
 
 
