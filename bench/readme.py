@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+COLUMNS = {
+    "decode_128": "decode", "decode_1024": "at 1,024", "prefill_512": "prefill", "decode_8_together": "8 together",
+    "decode_32_together": "32",
+}  # fmt: skip
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 
 
@@ -42,6 +46,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             ("largest logit difference to transformers", f"{p['transformers_max_logit_difference']:.1e}", "parity")
         )
     rows += forms(found)
+    rows += engine(found)
     if s := found.get("speed"):
         line = f"{s['decode_tokens_per_second']:.0f} tok/s decode, {s['prefill_tokens_per_second']:.0f} prefill"
         rows.append((f"default model, {s['threads']} threads", line, "speed"))
@@ -80,6 +85,20 @@ def forms(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
         half = b["float16"]
         line = f"{half['greedy_64_as_engine']} of {b['prompts']}; {half['tokens_per_second']:.0f} tok/s"
         rows.append(("the two-file bundle, numpy alone: 64 greedy tokens as the engine's", line, "bundle"))
+    return rows
+
+
+def engine(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Lines about the engine against llama.cpp on the same file and threads."""
+    rows = []
+    for tier, name in (("native", "built for this processor"), ("avx2", "and we held to AVX2")):
+        for model, one in found.get("engine", {}).get(tier, {}).items():
+            work = one["work"] if isinstance(one, dict) else {}
+            named = [(what, work.get(column, {})) for column, what in COLUMNS.items()]
+            ratios = {what: figures["llama.cpp_ratio"] for what, figures in named if "llama.cpp_ratio" in figures}
+            if ratios:
+                line = ", ".join(f"{what} {ratio:.1f} x" for what, ratio in ratios.items())
+                rows.append((f"{model} against llama.cpp {name}", line, "engine"))
     return rows
 
 
