@@ -15,6 +15,7 @@ from ladderlm.engine.products import weight
 from ladderlm.engine.simd import BLOCK, LANES, WIDE, kernel
 
 LINE = 4 * BLOCK  # bytes of a row of a tile
+NEAR = 4096  # bytes ahead: far enough for memory to answer, near enough to stay in the second cache
 WIDE_TILE = dots.WIDE_TILE
 FIELDS, SUM, ZERO_4, ZERO_8 = dots.FIELDS, dots.SUM, dots.ZERO_4, dots.ZERO_8
 HALF_ZERO, HALF_SUM = dots.HALF_ZERO, dots.HALF_SUM
@@ -68,7 +69,10 @@ def product(m: Any, block: int, acts: Any, first: int, count: int, out: int) -> 
         return
     groups = cols // BLOCK
     codes, fields = acts.codes + first * cols, acts.fields + 4 * FIELDS * first * groups
-    ahead = 0 if first else m[BLOCK_BYTES]  # the next block, while the first tile waits for this one
+    # Fetched meanwhile: the next block, by the first tile; for a single token, what comes soon.
+    ahead = 0 if first else m[BLOCK_BYTES]
+    if count == 1:
+        ahead = NEAR
     simd.invoke(m[ROUTINE], (data, codes, fields, groups, tile_size(count), out, ahead))
 
 
