@@ -57,7 +57,7 @@ def continued(path: Path, prompts: Sequence[list[int]]) -> list[list[int]]:
 def agreement(files: ModelFiles, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> dict[str, Any]:
     """The share of tokens that our engine finds likeliest too; the interval is over prompts."""
     shares, tokens, same = [], 0, 0
-    with engine.load(files) as model:
+    with engine.load(files, exact=True) as model:  # two files are compared, not two roundings of activations
         for prompt, answer in zip(prompts, answers, strict=True):
             likeliest = model.logits([*prompt, *answer])[len(prompt) - 1 : -1].argmax(1)
             hits = int((likeliest == np.array(answer)).sum())

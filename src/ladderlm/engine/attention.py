@@ -18,6 +18,30 @@ from ladderlm.engine.simd import BLOCK, LANES, WIDE, kernel
 
 
 @kernel
+def norm_heads(s: Any, weight: int, x: int, heads: int) -> None:
+    """The norm of each head, with its own weights, or of all heads together; nothing without weights."""
+    if weight:
+        groups, size = (1, heads * s.head_dim) if s.qk_norm == 2 else (heads, s.head_dim)
+        for h in range(groups):
+            _norm_in_place(s, simd.floats(x + 4 * h * size, size), simd.floats(weight + 4 * h * size, size))
+
+
+@kernel
+def _norm_in_place(s: Any, x: Any, weight: Any) -> None:
+    mean, squares, size = np.float32(0), np.float32(0), len(x)
+    if s.norm:
+        for k in range(size):
+            mean += x[k]
+        mean /= np.float32(size)
+    for k in range(size):
+        x[k] -= mean
+        squares += x[k] * x[k]
+    factor = np.float32(1 / np.sqrt(squares / np.float32(size) + np.float32(s.eps)))
+    for k in range(size):
+        x[k] *= factor * weight[k]
+
+
+@kernel
 def turn(x: int, half: int, angles: int) -> None:
     """Rotates the 2 * half floats at `x` by the position's angles [2][half] (cosines, sines)."""
     size = 4 * half

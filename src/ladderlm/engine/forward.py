@@ -292,8 +292,8 @@ def _turn_phase(s: Any, model: Any, r: Any, w: Any, m: Any, layer: int, threads:
             attention.fetch(after, size * s.kv_heads)
         if side[QKV_BIAS]:
             _add_row(x, side[QKV_BIAS], columns)
-        _norm_heads(s, side[Q_NORM], x, s.heads)
-        _norm_heads(s, side[K_NORM], x + 4 * key, s.kv_heads)
+        attention.norm_heads(s, side[Q_NORM], x, s.heads)
+        attention.norm_heads(s, side[K_NORM], x + 4 * key, s.kv_heads)
         if table >= 0:
             angles = model.angles[table, position].ctypes.data
             for h in range(s.heads):
@@ -307,30 +307,6 @@ def _turn_phase(s: Any, model: Any, r: Any, w: Any, m: Any, layer: int, threads:
             attention.remember(s.cache_kind, k, v, s.head_dim, place, position % BLOCK)
         i = _next(sync, phase, i, 1, count)
     return _meet(sync, phase, count)
-
-
-@kernel
-def _norm_heads(s: Any, weight: int, x: int, heads: int) -> None:
-    """The norm of each head, with its own weights, or of all heads together; nothing without weights."""
-    if weight:
-        groups, size = (1, heads * s.head_dim) if s.qk_norm == 2 else (heads, s.head_dim)
-        for h in range(groups):
-            _norm_in_place(s, simd.floats(x + 4 * h * size, size), simd.floats(weight + 4 * h * size, size))
-
-
-@kernel
-def _norm_in_place(s: Any, x: Any, weight: Any) -> None:
-    mean, squares, size = np.float32(0), np.float32(0), len(x)
-    if s.norm:
-        for k in range(size):
-            mean += x[k]
-        mean /= np.float32(size)
-    for k in range(size):
-        x[k] -= mean
-        squares += x[k] * x[k]
-    factor = np.float32(1 / np.sqrt(squares / np.float32(size) + np.float32(s.eps)))
-    for k in range(size):
-        x[k] *= factor * weight[k]
 
 
 @kernel

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ladderlm.engine import simd
-from ladderlm.engine.pack import BLOCKS, COLS, FIRST, LAYER, Bytes, arena
+from ladderlm.engine.memory import arena
+from ladderlm.engine.pack import BLOCKS, COLS, FIRST, LAYER, Bytes
 from ladderlm.engine.products import LINE, TILES, width
 from ladderlm.engine.simd import BLOCK, LANES, Routine, kernel
 from ladderlm.types import FloatArray
