@@ -8,9 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ladderlm import events
+
+if TYPE_CHECKING:
+    from ladderlm.data.stages import StageReport
 
 
 @contextlib.contextmanager
@@ -109,3 +112,19 @@ def table(rows: Sequence[Sequence[Any]], columns: Sequence[str], title: str | No
 
 def emit_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def stage(report: StageReport, out: str, as_json: bool) -> None:
+    """What a stage of data preparation did. With the records themselves on stdout it goes to stderr."""
+    told = sys.stderr if out == "-" else sys.stdout
+    if as_json:
+        print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2), file=told)
+        return
+    share = f" ({report.records_out / report.records_in:.1%})" if report.records_in else ""
+    again = " (done before, nothing to do)" if report.skipped else ""
+    print(f"{report.stage}: kept {report.records_out:,} of {report.records_in:,} records{share}{again}", file=told)
+    for what, counts in (("dropped", report.dropped), ("changed", report.changed)):
+        for rule, count in sorted(counts.items(), key=lambda item: -item[1]):
+            print(f"  {what}\t{rule}\t{count:,}", file=told)
+    if out != "-":
+        print(f"  {out}, {out}.report.json", file=told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -12,11 +13,12 @@ from typing import Any, Literal
 
 from ladderlm import events
 from ladderlm.data import shapes
-from ladderlm.errors import FormatError, LadderError, NotFound, UsageError
+from ladderlm.errors import FormatError, LadderError, NotFound, UsageError, nearest
 from ladderlm.store import atomic_file
 from ladderlm.types import Record
 
 MANY_SOURCES = 10
+_KEYS = frozenset(f.name for f in dataclasses.fields(Record))
 
 
 def record_id(kind: str, fields: Mapping[str, Any]) -> str:
@@ -49,7 +51,7 @@ def read_records(path: str | Path, *, skip_bad: bool = False, licence: str = "un
     records, bad = [], 0
     for line, row in _rows(path, text):
         try:
-            records.append(_to_record(row, path.name, licence))
+            records.append(to_record(row, path.name, licence))
         except LadderError as error:
             if not skip_bad:
                 cure = error.cure or "correct or remove the line, or pass skip_bad (--skip-bad)"
@@ -95,7 +97,8 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
                 yield number, error
 
 
-def _to_record(row: Any, source: str, licence: str) -> Record:
+def to_record(row: Any, source: str, licence: str) -> Record:
+    """The record that one parsed JSON line describes; `source` and `licence` where it names none. FormatError."""
     if isinstance(row, Exception):
         raise FormatError(f"broken JSON: {row}")
     if not isinstance(row, Mapping):
@@ -104,8 +107,13 @@ def _to_record(row: Any, source: str, licence: str) -> Record:
         kind, fields = row["kind"], row["fields"]
         if not isinstance(fields, Mapping):
             raise FormatError("fields must be an object")
-        defaults = {"source": source, "licence": licence}
-        return Record.from_dict({"id": record_id(str(kind), fields), **defaults, **row})
+        if unknown := row.keys() - _KEYS:
+            raise FormatError(f"Record has no field {min(unknown)!r}", cure=nearest(min(unknown), _KEYS))
+        text, meta = ("id", "source", "licence", "kind"), row.get("meta") or {}
+        if not isinstance(meta, Mapping) or not all(isinstance(row.get(key, ""), str) for key in text):
+            raise FormatError("id, source, licence and kind must be text, meta an object")
+        name = row.get("id") or record_id(kind, fields)
+        return Record(name, row.get("source", source), row.get("licence", licence), kind, fields, meta)
     kind, fields, meta = shapes.recognise(row)
     return make_record(
         kind, fields, source=str(row.get("source") or source), licence=str(row.get("licence") or licence), **meta
