@@ -59,7 +59,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     except LadderError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageError("the disk is full", where=str(path), cure="free space or set LADDERLM_HOME") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
             cure = "check permissions or set LADDERLM_HOME"
@@ -86,6 +86,7 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
                 os.fsync(f.fileno())
             Path(name).chmod(0o666 & ~_UMASK)
             os.replace(name, path)
+            _sync(path.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(name)
@@ -109,6 +110,9 @@ def atomic_dir(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 if file.is_file():
                     with file.open("rb") as f:
                         os.fsync(f.fileno())
+                else:
+                    _sync(file)
+            _sync(temporary)
             temporary.chmod(0o777 & ~_UMASK)
             if path.exists():
                 old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
@@ -117,9 +121,20 @@ def atomic_dir(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 os.rename(temporary, path)
+            _sync(path.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _sync(folder: Path) -> None:
+    """Brings the names in a folder to the disk, so that a rename survives a power cut; not every system can."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 @contextlib.contextmanager

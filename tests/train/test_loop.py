@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import signal
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ladderlm import events, store
-from ladderlm.errors import FormatError, LadderError, UsageError
-from ladderlm.train import loop
-from ladderlm.train.loop import LoopConfig, calibrated_total, fit, learning_rate_scale
+from ladderlm.errors import FormatError, LadderError, StorageError, UsageError
+from ladderlm.train import checkpoint, loop
+from ladderlm.train.loop import LoopConfig, Watch, calibrated_total, fit, spike_bound
 from ladderlm.train.optim import Optimiser
+from ladderlm.train.schedule import batches_before, batches_in, learning_rate_scale
 from ladderlm.types import Run
 
 
@@ -97,7 +99,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(MemoryError):
         fit(net, dying, batches, optimiser, run, often)
     store.append_jsonl(run.metrics, {"step": 8, "loss": 0.0})  # a line later than the checkpoint
-    assert [p.name for p in run.checkpoints.iterdir()] == ["step-00000007"]
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step-00000006", "step-00000007"]
     resumed, _ = train(run, often)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     assert [r["step"] for r in store.read_jsonl(run.metrics)] == list(range(1, 13))
@@ -118,7 +120,139 @@ def test_a_loss_that_is_not_finite_names_the_step(tmp_path: Path) -> None:
         return (loss * float("nan") if torch.equal(b.x, batches(6).x) else loss), figures
 
     with pytest.raises(LadderError, match=r"step 3.*lower the learning rate"):
-        fit(net, bad, batches, optimiser, store.new_run("t", {}, path=tmp_path / "a"), CONFIG)
+        fit(net, bad, batches, optimiser, store.new_run("t", {}, path=tmp_path / "a"), varied(rollbacks=0))
+
+
+def bad_at(*numbers: int, times: float = float("nan")):  # type: ignore[no-untyped-def]
+    """A loss that is multiplied on the batches of these numbers."""
+
+    def loss(net: Net, batch: Rows) -> tuple[Tensor, dict[str, float]]:
+        value, figures = loss_fn(net, batch)
+        return (value * times if any(torch.equal(batch.x, batches(n).x) for n in numbers) else value), figures
+
+    return loss
+
+
+def varied(**changes: object) -> LoopConfig:
+    return LoopConfig(**(CONFIG.to_dict() | changes))
+
+
+def test_a_runaway_loss_rolls_back_past_its_batches_and_says_so(tmp_path: Path) -> None:
+    """As a run whose data never held the batches passed over."""
+    seen: list[events.Event] = []
+    net, optimiser = start()
+    run = store.new_run("t", {}, path=tmp_path / "a")
+    with events.listening(seen.append):
+        found = fit(net, bad_at(11), batches, optimiser, run, varied(checkpoint_steps=4))
+    assert [(r["at"], r["to"]) for r in found.rollbacks] == [(5, 4)]
+    assert any("back to step 4, passing over the batches of 2 steps" in e.message for e in seen)
+    assert [r["step"] for r in store.read_jsonl(run.metrics)] == list(range(1, 13))
+    other, optimiser = start()
+    fit(
+        other, loss_fn, lambda i: batches(i if i < 8 else i + 4), optimiser,
+        store.new_run("t", {}, path=tmp_path / "b"), CONFIG,
+    )  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+def test_a_checkpoint_that_leads_there_again_is_not_good(tmp_path: Path) -> None:
+    net, optimiser = start()
+    run = store.new_run("t", {}, path=tmp_path / "a")
+    found = fit(net, bad_at(11, 15), batches, optimiser, run, varied(checkpoint_steps=2, keep=3))
+    assert [(r["at"], r["to"]) for r in found.rollbacks] == [(5, 4), (5, 2)]
+
+
+def test_rollbacks_are_bounded(tmp_path: Path) -> None:
+    net, optimiser = start()
+    with pytest.raises(LadderError, match=r"nan.*after 2 rollbacks"):
+        fit(
+            net, bad_at(*range(10, 40)), batches, optimiser, store.new_run("t", {}, path=tmp_path / "a"),
+            varied(rollbacks=2),
+        )  # fmt: skip
+
+
+def test_a_spike_rolls_back_and_ordinary_noise_does_not(tmp_path: Path) -> None:
+    assert spike_bound([1.0] * 10, 6.0) == float("inf")
+    assert spike_bound([1.0] * 32, 6.0) == pytest.approx(1.12)
+    assert spike_bound([1.0] * 32, 0.0) == float("inf")
+    net, optimiser = start()
+    config = varied(steps=30, spike=8.0, checkpoint_steps=10)
+    run = store.new_run("t", {}, path=tmp_path / "a")
+    found = fit(net, bad_at(51, times=30.0), batches, optimiser, run, config)
+    assert [(r["at"], r["to"]) for r in found.rollbacks] == [(25, 20)]
+    assert "the loss jumped to" in found.rollbacks[0]["why"]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = store.new_run("t", {}, path=tmp_path / "a")
+    real = checkpoint.write_safetensors
+
+    def full(path: Path, tensors: dict) -> None:
+        if len(store.read_jsonl(run.metrics)) == 6:
+            path.write_bytes(b"torn")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, tensors)
+
+    monkeypatch.setattr(checkpoint, "write_safetensors", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        train(run, varied(checkpoint_steps=3))
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step-00000000", "step-00000003"]
+    monkeypatch.undo()
+    resumed, _ = train(run, varied(checkpoint_steps=3))
+    whole, _ = train(store.new_run("t", {}, path=tmp_path / "b"), CONFIG)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    run = store.new_run("t", {}, path=tmp_path / "a")
+    train(run, varied(checkpoint_steps=4), stop_after=20)
+    newest = sorted(run.checkpoints.iterdir())[-1] / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-9])
+    (run.checkpoints / ".step-00000099.abc.part").mkdir()
+    seen: list[events.Event] = []
+    with events.listening(seen.append):
+        resumed, _ = train(run, varied(checkpoint_steps=4))
+    assert any("damaged checkpoint" in e.message for e in seen)
+    assert not list(run.checkpoints.glob(".*"))
+    whole, _ = train(store.new_run("t", {}, path=tmp_path / "b"), CONFIG)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_the_average_is_kept_measured_and_resumed(tmp_path: Path) -> None:
+    config = varied(ema=0.9, evaluate_every=4)
+    results = []
+    for name, stop in (("a", None), ("b", 9)):
+        run = store.new_run("t", {}, path=tmp_path / name)
+        net, found = train(run, config, stop)
+        if found.stopped:
+            net, found = train(run, config)
+        results.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    assert torch.equal(*results)
+    plain, _ = train(store.new_run("t", {}, path=tmp_path / "c"), CONFIG)
+    assert not torch.equal(results[0], torch.cat([p.detach().flatten() for p in plain.parameters()]))
+
+
+def test_the_best_weights_are_kept(tmp_path: Path) -> None:
+    net, optimiser = start()
+    kept: dict[float, Tensor] = {}
+
+    def evaluate() -> dict[str, float]:
+        loss = (1.0, 0.5, 0.7)[len(kept)]
+        kept[loss] = net.layers[0].weight.detach().clone()
+        return {"held_out_loss": loss}
+
+    run = store.new_run("t", {}, path=tmp_path / "a")
+    found = fit(net, loss_fn, batches, optimiser, run, varied(best=True, evaluate_every=4), watch=Watch(evaluate))
+    assert found.best == 8
+    assert torch.equal(net.layers[0].weight, kept[0.5])
+
+
+def test_the_batch_grows() -> None:
+    config = LoopConfig(steps=9, accumulate=4, batch_ramp=6)
+    sizes = [batches_in(p, config) for p in range(9)]
+    assert sizes == [1, 2, 2, 3, 4, 4, 4, 4, 4]
+    assert [batches_before(p, config) for p in range(9)] == [sum(sizes[:p]) for p in range(9)]
+    assert [batches_in(p, config, 2) for p in range(9)] == [2, 2, 2, 4, 4, 4, 4, 4, 4]
 
 
 def test_accumulated_batches_weigh_like_one(tmp_path: Path) -> None:
@@ -147,6 +281,13 @@ def test_the_schedule_rises_holds_and_falls() -> None:
     assert scales[80] == pytest.approx(0.5)
     assert scales[99] == pytest.approx(0.025)
     assert learning_rate_scale(99, None, config) == 1.0
+    cosine = LoopConfig(steps=100, warmup=10, schedule="cosine")
+    scales = [learning_rate_scale(s, 100, cosine) for s in range(100)]
+    assert scales[9] == scales[10] == 1.0
+    assert scales[55] == pytest.approx(0.55)
+    assert 0.1 < scales[99] < 0.102
+    with pytest.raises(UsageError, match="did you mean 'cosine'"):
+        LoopConfig(steps=1, schedule="cosin")
 
 
 def test_minutes_fix_the_steps_once() -> None:
@@ -162,7 +303,13 @@ def test_progress_and_evaluation(tmp_path: Path) -> None:
     net, optimiser = start()
     run = store.new_run("t", {}, path=tmp_path / "a")
     with events.listening(seen.append):
-        fit(net, loss_fn, batches, optimiser, run, LoopConfig(steps=5, evaluate_every=2), evaluate=lambda: {"val": 1.0})
+        fit(
+            net, loss_fn, batches, optimiser, run,
+            LoopConfig(steps=5, evaluate_every=2, sample_every=3, tensorboard=True),
+            watch=Watch(lambda: {"val": 1.0}, lambda: [{"text": "so"}], flops=1.0, peak=1e6),
+        )  # fmt: skip
     assert [r["step"] for r in store.read_jsonl(run.metrics) if "val" in r] == [2, 4, 5]
-    assert {"loss", "tokens_per_second", "eta"} <= set(seen[0].data)
+    assert store.read_jsonl(run.samples) == [{"step": 3, "text": "so"}, {"step": 5, "text": "so"}]
+    assert {"loss", "tokens_per_second", "eta", "mfu"} <= set(seen[0].data)
+    assert len(list(run.path.glob("events.out.tfevents.*"))) == 1
     assert seen[-1].finished

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor
 from ladderlm.nn.blocks import scores
 from ladderlm.nn.decoder import Decoder
 
+B = TypeVar("B")
 ROWS = 256  # logits of this many positions exist at a time under a frozen head
 
 
@@ -35,6 +37,16 @@ class Batch:
     @property
     def weight(self) -> int:
         return len(self.wanted_N)
+
+
+def moved(batch: B, device: str) -> B:
+    """A batch (a dataclass) with its tensors on `device`."""
+    if device == "cpu":
+        return batch
+    held: Any = batch
+    found = {f.name: getattr(held, f.name) for f in dataclasses.fields(held)}
+    tensors = {name: value.to(device) for name, value in found.items() if isinstance(value, Tensor)}
+    return dataclasses.replace(held, **tensors)
 
 
 def make_batch(documents: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> Batch:

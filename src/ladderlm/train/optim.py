@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ladderlm.errors import FormatError
+from ladderlm.train.distributed import fill, local, part_like, share_like, whole_like
 
 # Odd quintics a x + b x^3 + c x^5, each the minimax fit of 1 on what the ones before it leave of [0.001, 1], by our own
 # Remez exchange after Amsel et al. 2025 (arXiv 2505.16932). Their product maps [0.001, 1] into [0.87, 1.13].
@@ -52,24 +53,30 @@ class Muon:
         self.groups: dict[tuple[int, ...], dict[str, nn.Parameter]] = defaultdict(dict)
         for name, parameter in named.items():
             self.groups[tuple(parameter.shape)][name] = parameter
-        self.momenta = {shape: torch.zeros(len(group), *shape) for shape, group in self.groups.items()}
+        # What this process holds of the momenta; under FSDP2 a part of each.
+        self.momenta = {
+            shape: torch.stack([torch.zeros_like(local(p), requires_grad=False) for p in group.values()])
+            for shape, group in self.groups.items()
+        }
 
     @torch.no_grad()
     def step(self, scale: float) -> None:
         for shape, group in self.groups.items():
-            grad_BMN = torch.stack([p.grad if p.grad is not None else torch.zeros_like(p) for p in group.values()])
+            grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in group.values()]
+            grad_BMN = torch.stack([local(g) for g in grads])
             momentum_BMN = self.momenta[shape].lerp_(grad_BMN, 1 - MOMENTUM)
-            update_BMN = orthogonalise(grad_BMN.lerp_(momentum_BMN, MOMENTUM))
+            nesterov = zip(group.values(), grad_BMN.lerp_(momentum_BMN, MOMENTUM), strict=True)
+            update_BMN = orthogonalise(torch.stack([whole_like(p, part) for p, part in nesterov]))
             lr = self.lr * scale
             for parameter, update_MN in zip(group.values(), update_BMN, strict=True):
                 parameter.mul_(1 - lr * self.weight_decay)
-                parameter.add_(update_MN, alpha=-lr * 0.2 * math.sqrt(max(shape)))
+                parameter.add_(share_like(parameter, update_MN), alpha=-lr * 0.2 * math.sqrt(max(shape)))
 
     def state(self) -> dict[str, Tensor]:
         return {
-            f"muon.{name}": self.momenta[shape][i]
+            f"muon.{name}": part_like(parameter, self.momenta[shape][i])
             for shape, group in self.groups.items()
-            for i, name in enumerate(group)
+            for i, (name, parameter) in enumerate(group.items())
         }
 
 
@@ -115,10 +122,14 @@ class Optimiser:
         """The inverse of `state`. Raises FormatError where a parameter's state is missing."""
         try:
             for name, tensor in self.muon.state().items():
-                tensor.copy_(state[name])
-            for name, parameter in self._rest.items():
+                fill(tensor, state[name])
+            self._adamw.state.clear()
+            begun = any(name.startswith("adamw.") for name in state)  # before the first step there are no moments
+            for name, parameter in self._rest.items() if begun else ():
                 entry: dict[str, Any] = self._adamw.state[parameter]
-                for key in ("step", "exp_avg", "exp_avg_sq"):
-                    entry[key] = state[f"adamw.{name}.{key}"].clone()
+                entry["step"] = state[f"adamw.{name}.step"].to(parameter.device)
+                for key in ("exp_avg", "exp_avg_sq"):
+                    entry[key] = torch.zeros_like(parameter, requires_grad=False)
+                    fill(entry[key], state[f"adamw.{name}.{key}"])
         except KeyError as error:
             raise FormatError(f"the checkpoint lacks {error}", cure="it belongs to other settings") from None

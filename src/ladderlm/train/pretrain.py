@@ -25,7 +25,7 @@ from ladderlm.text.bpe import train_bpe
 from ladderlm.text.template import CHATML, ChatTemplate
 from ladderlm.text.tokenizer import Tokenizer
 from ladderlm.train.corpus import Tokens, text_nats, tokenise, windows
-from ladderlm.train.loop import fit
+from ladderlm.train.loop import Watch, fit
 from ladderlm.train.optim import Optimiser
 from ladderlm.train.result import (
     Result,
@@ -73,7 +73,7 @@ def run(config: PretrainConfig) -> Result:
     batches = windows(tokens, config.seq_len, config.micro_batch, config.seed, start)
     fitted = fit(
         decoder, mean_nats, batches, optimiser, run_, config.loop(),
-        evaluate=evaluate if config.evaluate_every else None, stage="pretrain",
+        watch=Watch(evaluate if config.evaluate_every else None), stage="pretrain",
     )  # fmt: skip
     check_finished(run_, fitted, "pretrain")
     scores = measure(text_nats(decoder, held_ids, start), held, held_ids, tokens, start)

@@ -16,7 +16,8 @@ import torch
 from ladderlm import events, store
 from ladderlm.errors import Cancelled, FormatError, StorageError, UsageError
 from ladderlm.evals.report import Report
-from ladderlm.train.loop import Fit, discard_checkpoints
+from ladderlm.train.checkpoint import discard_checkpoints
+from ladderlm.train.loop import Fit
 from ladderlm.types import Record, Run, Value
 
 C = TypeVar("C", bound=Value)
@@ -104,6 +105,9 @@ def conclude(run: Run, title: str, summary: str, path: Path, fit: Fit, scores: M
     report.section("Course").curve("loss", curves | ({"held out": held} if held else {}), y="loss")
     speed = fit.tokens / max(fit.seconds, 1e-9)
     report.table(("steps", "tokens", "seconds", "tokens/s"), [(fit.steps, fit.tokens, fit.seconds, speed)])
+    if fit.rollbacks:
+        rows_back = [(b["at"], b["to"], b["why"]) for b in fit.rollbacks]
+        report.section("Rollbacks").table(("at step", "back to", "why"), rows_back)
     report.write(run.path)
     discard_checkpoints(run)
     events.emit("result", f"{summary} Saved to {path}; report: {run.report}")

@@ -6,20 +6,29 @@ import math
 from dataclasses import dataclass
 
 from ladderlm.config import option
-from ladderlm.errors import UsageError
+from ladderlm.errors import UsageError, nearest
 from ladderlm.models.arch import Architecture
 from ladderlm.models.fetch import DEFAULT_MODEL
 from ladderlm.types import Value
 
 METHODS = ("lora", "full")
+SCHEDULES = ("wsd", "cosine")
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True, slots=True)
 class LoopConfig(Value):
     """`steps`, or `minutes` from which the steps are worked out once, after a few have been timed.
 
-    The learning rate rises over `warmup` steps, holds, and falls to zero over the last `cooldown` share of all steps.
-    `accumulate` batches make a step. `clip`: the largest gradient norm (0: no clipping).
+    Schedule "wsd": the learning rate rises over `warmup` steps, holds, and falls to zero over the last `cooldown` share
+    of all steps; "cosine" falls from the warmup on. `accumulate` batches make a step, fewer in the first `batch_ramp`
+    steps. `clip`: the largest gradient norm (0: no clipping). `ema`: decay of a moving average of the weights, which is
+    then what is measured and kept (0: none); with `best` the weights of the lowest held-out loss are kept instead of
+    the last ones. `precision` "bf16" is for hardware that has it: products in 16 bits, weights in 32.
+
+    A checkpoint is written every `checkpoint_minutes`, or `checkpoint_steps` if those are set; `keep` of them stay. A
+    loss or gradient that is not finite, or with `spike` a loss that lies as many deviations above the last ones, goes
+    back to the last checkpoint and past the batches that led there, at most `rollbacks` times.
     """
 
     steps: int = 0
@@ -28,11 +37,26 @@ class LoopConfig(Value):
     clip: float = 1.0
     warmup: int = 10
     cooldown: float = 0.5
+    schedule: str = "wsd"
+    batch_ramp: int = 0
+    ema: float = 0.0
+    precision: str = "fp32"
+    best: bool = False
+    tensorboard: bool = False
     evaluate_every: int = 0
+    sample_every: int = 0
     checkpoint_minutes: float = 5.0
+    checkpoint_steps: int = 0
+    keep: int = 2
+    spike: float = 0.0
+    rollbacks: int = 3
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"unknown schedule {self.schedule!r}", cure=nearest(self.schedule, SCHEDULES))
+        if self.keep < 1 or self.spike < 0 or self.rollbacks < 0 or not 0 <= self.ema < 1 or self.batch_ramp < 0:
+            raise UsageError("keep >= 1, spike >= 0, rollbacks >= 0, 0 <= ema < 1, batch_ramp >= 0", where=str(self))
         if (self.steps > 0) == (self.minutes > 0):
             raise UsageError("give steps or minutes", where=f"steps={self.steps}, minutes={self.minutes}")
         if self.accumulate < 1 or not 0 <= self.cooldown <= 1 or self.warmup < 0 or self.clip < 0:
