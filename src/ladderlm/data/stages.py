@@ -98,12 +98,12 @@ def stream(path: str | Path, bad: Bad | None = None, read: Callable[[int], None]
         return
     with contextlib.ExitStack() as stack:
         file = sys.stdin.buffer if str(path) == "-" else stack.enter_context(open_bytes(Path(path)))
-        for number, line in _lines(file, str(path)):
+        for number, line in lines(file, str(path)):
             if read:
                 read(len(line))
             if not line.strip():
                 continue
-            rule, record = _parse(line, name)
+            rule, record = parse_line(line, name)
             if record is not None:
                 yield record
             elif bad is None:
@@ -117,8 +117,8 @@ def _in_lines(path: Path) -> bool:
     return path.name.removesuffix(".gz").removesuffix(".zst").lower().endswith(LINES)
 
 
-def _parse(line: bytes, name: str) -> tuple[str, Record | None]:
-    """("", record), or the rule that leaves the line out."""
+def parse_line(line: bytes, name: str, licence: str = "unknown") -> tuple[str, Record | None]:
+    """("", record), or the rule that leaves the line out. `licence` is for rows that do not name theirs."""
     if len(line) > MAX_LINE:
         return "line-too-long", None
     try:
@@ -126,14 +126,14 @@ def _parse(line: bytes, name: str) -> tuple[str, Record | None]:
     except UnicodeDecodeError:
         return "not-utf-8", None
     try:
-        return "", to_record(json.loads(text), name, "unknown")
+        return "", to_record(json.loads(text), name, licence)
     except LadderError:
         return "not-a-record", None
     except (ValueError, RecursionError):
         return "broken-json", None
 
 
-def _lines(file: IO[bytes], path: str) -> Iterator[tuple[int, bytes]]:
+def lines(file: IO[bytes], path: str) -> Iterator[tuple[int, bytes]]:
     """(number, line). Of a line over MAX_LINE only the first MAX_LINE + 1 bytes are ever held."""
     number = 0
     try:
@@ -143,7 +143,7 @@ def _lines(file: IO[bytes], path: str) -> Iterator[tuple[int, bytes]]:
                 while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
                     pass
             yield number, line
-    except _unpack_errors() as error:
+    except unpack_errors() as error:
         raise FormatError(f"not a whole compressed file: {error}", where=path) from None
 
 
@@ -152,7 +152,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """The unpacked bytes of a file that is perhaps .gz or .zst, as a stream."""
     try:
         if path.suffix == ".zst":
-            opened: Any = _zstd().open(path, "rb")
+            opened: Any = zstd().open(path, "rb")
         elif path.suffix == ".gz":
             opened = gzip.GzipFile(path, "rb")
         else:
@@ -175,12 +175,12 @@ def _bounded_size(path: Path) -> int:
                 if size > MAX_LINE:
                     cure = "ladderlm data collect FILE splits it into documents"
                     raise FormatError("too large for one document", where=str(path), cure=cure)
-        except _unpack_errors() as error:
+        except unpack_errors() as error:
             raise FormatError(f"not a whole compressed file: {error}", where=str(path)) from None
     return size
 
 
-def _zstd() -> Any:
+def zstd() -> Any:
     """Python 3.14's compression.zstd, or the same module for older ones."""
     for name in ("compression.zstd", "backports.zstd"):
         with contextlib.suppress(ImportError):
@@ -188,7 +188,8 @@ def _zstd() -> Any:
     raise MissingExtra("backports.zstd", "data")
 
 
-def _unpack_errors() -> tuple[type[Exception], ...]:
+def unpack_errors() -> tuple[type[Exception], ...]:
+    """What reading a compressed file that is broken raises."""
     modules = (sys.modules.get(name) for name in ("compression.zstd", "backports.zstd"))
     return (EOFError, zlib.error, gzip.BadGzipFile, *(module.ZstdError for module in modules if module))
 
@@ -205,7 +206,7 @@ class _Writer:
         if suffix == ".gz":  # no name and no time in the header: the same records give the same bytes
             self._packed = gzip.GzipFile(filename="", mode="wb", fileobj=self, mtime=0, compresslevel=6)
         elif suffix == ".zst":
-            self._packed = _zstd().open(self, "wb")
+            self._packed = zstd().open(self, "wb")
 
     def write(self, data: bytes) -> int:
         """What is hashed is what lies in the file, packed if it is."""
@@ -246,7 +247,8 @@ def _plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _writer(out: str | Path) -> Iterator[_Writer]:
+def writer(out: str | Path) -> Iterator[_Writer]:
+    """Takes records for the file `out` (whole or not at all), or for stdout ("-")."""
     if str(out) == "-":
         yield _Writer(sys.stdout.buffer, "")
         sys.stdout.buffer.flush()
@@ -339,13 +341,13 @@ def run_stage(
     plain = json.loads(json.dumps(dict(settings), default=str))
     inputs, lineage = _describe(sources)
     planned = StageReport(name, plain, inputs, code_version(), lineage=lineage)
-    if told and (before := _done_before(told, planned, out, dropped)):
+    if told and (before := done_before(told, planned, out, dropped)):
         events.emit(name, f"already done: {out} is what these inputs and settings give")
         return before
     drops: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
-        kept = stack.enter_context(_writer(out))
-        left = stack.enter_context(_writer(dropped)) if dropped else None
+        kept = stack.enter_context(writer(out))
+        left = stack.enter_context(writer(dropped)) if dropped else None
 
         def drop(item: Dropped) -> None:
             drops[item.rule] += 1
@@ -402,7 +404,7 @@ def _describe(sources: Sequence[str | Path]) -> tuple[tuple[dict[str, str], ...]
     return tuple(inputs), tuple(lineage)
 
 
-def _done_before(told: Path, planned: StageReport, out: str | Path, dropped: str | Path) -> StageReport | None:
+def done_before(told: Path, planned: StageReport, out: str | Path, dropped: str | Path) -> StageReport | None:
     """The report of the same work done before, when what it wrote is still there."""
     if str(out) == "-" or any(not i["sha256"] for i in planned.inputs) or (dropped and not Path(dropped).exists()):
         return None
