@@ -11,6 +11,7 @@ from ladderlm.errors import nearest
 # In the order of work: verb -> (module:function, what it does).
 VERBS: dict[str, tuple[str, str]] = {
     "collect": ("ladderlm.cli.data_collect:collect_", "texts from files, folders, or the Python library"),
+    "pii": ("ladderlm.cli.data_look:pii_", "personal data and secrets: find, mask or drop"),
     "split": ("ladderlm.cli.data_mix:split_", "hold a part out"),
     "stats": ("ladderlm.cli.data_look:stats_", "what is in a dataset"),
 }

@@ -1,14 +1,17 @@
-"""`ladderlm data stats`: what is in a dataset."""
+"""`ladderlm data stats|pii`: what is in a dataset, and who."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ladderlm.cli import show
 from ladderlm.cli.args import parse
 from ladderlm.config import option
+from ladderlm.data.pii import DEFAULT, KINDS
 from ladderlm.data.records import read_records
+from ladderlm.data.stages import run_stage
 from ladderlm.data.stats import Stats, stats
 
 
@@ -56,3 +59,36 @@ def describe(found: dict[str, Stats], as_json: bool) -> None:
 def _most(counts: Mapping[str, int], shown: int = 5) -> str:
     parts = [f"{name} {n:,}" for name, n in list(counts.items())[:shown]]
     return ", ".join(parts) + (", ..." if len(counts) > shown else "")
+
+
+@dataclass(frozen=True, slots=True)
+class PiiConfig:
+    inputs: tuple[str, ...] = option(help="datasets; - is stdin")
+    out: str = option("-", "where to write the records; - is stdout", short="-o")
+    action: str = option("mask", "tell how many in meta.pii, replace, or leave such records out",
+                         choices=("find", "mask", "drop"))  # fmt: skip
+    kinds: tuple[str, ...] = option((), f"what to look for: {', '.join(KINDS)} (default: all but url, date, name)")
+    pseudonyms: str = option("", "a file with a secret: the same person becomes the same stand-in everywhere")
+    names: str = option("", "an installed spaCy pipeline that finds people's names, such as en_core_web_sm")
+    report: str = option("", "where to write the report (default: OUT.report.json)")
+    dropped: str = option("", "keep what is left out in this file")
+    json: bool = option(False, "print JSON")
+
+
+def pii_(argv: list[str]) -> int:
+    from ladderlm.data.pii_stage import pii_stage, spacy_names
+    from ladderlm.data.pseudonyms import Pseudonyms
+
+    config = parse("data pii", PiiConfig, argv, description="Find, mask or drop personal data and secrets.")
+    kinds = config.kinds or DEFAULT
+    keyed = Pseudonyms.from_file(config.pseudonyms) if config.pseudonyms else None
+    names = spacy_names(config.names) if config.names else None
+    counts: Counter[str] = Counter()
+    stage = pii_stage(config.action, kinds, names=names, pseudonyms=keyed, counts=counts)  # type: ignore[arg-type]
+    settings = {"action": config.action, "kinds": sorted(kinds), "names": config.names,
+                "key": keyed.fingerprint if keyed else ""}  # fmt: skip
+    with show.progress():
+        report = run_stage("pii", stage, config.inputs, config.out, settings,
+                           report=config.report, dropped=config.dropped, changed=counts)  # fmt: skip
+    show.stage(report, config.out, config.json)
+    return 0
