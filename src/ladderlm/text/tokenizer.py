@@ -16,13 +16,14 @@ from __future__ import annotations
 import base64
 import copy
 import functools
+import itertools
 import json
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 from tokenizers import models, processors
@@ -31,8 +32,14 @@ from ladderlm.errors import FormatError
 from ladderlm.text import files
 from ladderlm.text.around import around
 from ladderlm.text.charsmap import check_charsmap
+from ladderlm.text.parts import kind_of, prefix_of, steps_of, strips, without_prefix
 from ladderlm.text.specs import SPACE, byte_alphabet
 from ladderlm.text.vocabulary import PREFIX_KEY, spec_from_gguf, token_id
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ladderlm.text.fast import FastEncoder
 
 # Tokens that end a turn or a document, by the names models give them (the list llama.cpp also stops at).
 _ENDS = (
@@ -52,6 +59,7 @@ _BPE_SETTINGS = (
     "ignore_merges",
 )  # fmt: skip
 _MAX_SIZE = 2**24  # tokens
+_MANY = 2**20  # characters: from here on our own encoder is worth the half second it takes to load
 Span = tuple[int, int]
 
 
@@ -103,10 +111,10 @@ class Tokenizer:
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise FormatError(f"not a tokenizer: {str(error)[:200]}", where=where) from None
-        self.kind = _kind(self.parts, str(self.model.get("type", "BPE")))
+        self.kind = kind_of(self.parts, str(self.model.get("type", "BPE")))
         self.byte_level = self.kind == "byte-level"
-        self.prefix = _prefix(self.parts)
-        self.dummy_space = self.kind == "wordpiece" or (not self.byte_level and _strips(self.parts["decoder"]))
+        self.prefix = prefix_of(self.parts)
+        self.dummy_space = self.kind == "wordpiece" or (not self.byte_level and strips(self.parts["decoder"]))
         self._encoders: dict[tuple[bool, bool], tokenizers.Tokenizer] = {}
         self._set_special(special or self._guess())
 
@@ -185,10 +193,38 @@ class Tokenizer:
         return self._encode(text, continues)[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, on all cores."""
+        """`encode` of each text: by our own encoder when it is much text, else on all cores."""
+        fast = self._fast_for(texts)
+        if fast is not None:
+            ids, ends = fast.encode([_clean(t) for t in texts])
+            flat, starts = ids.tolist(), [0, *ends.tolist()]
+            return [flat[i:j] for i, j in itertools.pairwise(starts)]
         found = self._encoder(False, False).encode_batch_fast([_clean(t) for t in texts], add_special_tokens=False)
         rows: list[list[int]] = [e.ids for e in found]
         return [self.encode(t) if self._forged(t, ids) else ids for ids, t in zip(rows, texts, strict=True)]
+
+    def encode_arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """`encode` of each text as arrays: (all ids end to end, uint32; where each text's ids end, int64)."""
+        import numpy as np
+
+        fast = self._fast_for(texts)
+        if fast is not None:
+            return fast.encode([_clean(t) for t in texts])
+        rows = self.encode_batch(texts)
+        ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
+        return np.fromiter(itertools.chain.from_iterable(rows), np.uint32, int(ends[-1]) if rows else 0), ends
+
+    def _fast_for(self, texts: Sequence[str]) -> FastEncoder | None:
+        """Our own encoder, if it is loaded or the texts are worth loading it, and knows this kind of tokenizer."""
+        if "_fast" not in self.__dict__ and (not self.byte_level or sum(map(len, texts)) < _MANY):
+            return None
+        return self._fast
+
+    @functools.cached_property
+    def _fast(self) -> FastEncoder | None:
+        from ladderlm.text.fast import fast_encoder
+
+        return fast_encoder(json.loads(self._source()), self.control, self._encoder(False, False))
 
     def encode_pair(
         self, text: str, other: str | None = None, *, max_length: int | None = None
@@ -258,7 +294,7 @@ class Tokenizer:
         else:
             made = tokenizers.Tokenizer(base.model)  # shares the model: a second copy costs 0.2 s and 20 MB
             made.add_tokens([_added_token(t) for t in kept])
-        parts = {k: _without_prefix(v) if continues else v for k, v in self.parts.items()}
+        parts = {k: without_prefix(v) if continues else v for k, v in self.parts.items()}
         shell = build({**parts, "model": {"type": "BPE", "vocab": {}, "merges": []}})
         made.normalizer, made.pre_tokenizer = shell.normalizer, shell.pre_tokenizer
         return made
@@ -424,62 +460,3 @@ def _bare(made: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     made.no_padding()
     made.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B")
     return made
-
-
-# --- What the parts say -------------------------------------------------------------------------------------------
-
-
-def steps_of(part: Any) -> list[Mapping[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer or decoder, one after another."""
-    if not isinstance(part, Mapping):
-        return []
-    for inner in ("normalizers", "pretokenizers", "decoders"):
-        if isinstance(part.get(inner), list):
-            return [step for child in part[inner] for step in steps_of(child)]
-    return [part]
-
-
-def _types(part: Any) -> set[str]:
-    return {str(step.get("type")) for step in steps_of(part)}
-
-
-def _kind(parts: Mapping[str, Any], model_type: str) -> str:
-    if "ByteLevel" in _types(parts["decoder"]) | _types(parts["pre_tokenizer"]):
-        return "byte-level"
-    if model_type in ("WordPiece", "WordLevel"):
-        return "wordpiece"
-    spaced = any(SPACE in json.dumps(parts[k], ensure_ascii=False) for k in ("normalizer", "pre_tokenizer", "decoder"))
-    return "sentencepiece" if spaced else "plain"
-
-
-def _prefix(parts: Mapping[str, Any]) -> str:
-    """The space that is put in front: "" none, "always" of every run of text, "missing", "first" (see specs.Spaces)."""
-    if "Prepend" in _types(parts["normalizer"]):
-        return "always"
-    for step in steps_of(parts["pre_tokenizer"]):
-        if step.get("type") == "Metaspace":
-            scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
-            return {"always": "missing", "first": "first"}.get(str(scheme), "")
-    return ""
-
-
-def _strips(decoder: Any) -> bool:
-    for step in steps_of(decoder):
-        if step.get("type") == "Strip":
-            return bool(step.get("start"))
-        if step.get("type") == "Metaspace":
-            return bool(step.get("prepend_scheme", "always") != "never" and step.get("add_prefix_space", True))
-    return False
-
-
-def _without_prefix(part: Any) -> Any:
-    if not isinstance(part, Mapping):
-        return part
-    for inner in ("normalizers", "pretokenizers"):
-        if isinstance(part.get(inner), list):
-            return {**part, inner: [_without_prefix(p) for p in part[inner] if p.get("type") != "Prepend"]}
-    if part.get("type") == "Prepend":
-        return None
-    if part.get("type") == "Metaspace":
-        return {**part, "prepend_scheme": "never", "add_prefix_space": False}
-    return part

@@ -16,8 +16,9 @@ import numpy as np
 from ladderlm import events
 from ladderlm.errors import FormatError
 from ladderlm.text import specs
+from ladderlm.text.parts import steps_of
 from ladderlm.text.specs import BYTE, CONTROL, SPACE, UNKNOWN, UNUSED, USER, Spaces
-from ladderlm.text.tokenizer import Tokenizer, pairs, steps_of
+from ladderlm.text.tokenizer import Tokenizer, pairs
 from ladderlm.text.vocabulary import PREFIX_KEY
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from ladderlm.convert.runtime.run import STANDS
 from ladderlm.errors import UsageError
+from ladderlm.text.parts import steps_of
 from ladderlm.text.specs import SPACE, byte_alphabet
-from ladderlm.text.tokenizer import Tokenizer, steps_of
+from ladderlm.text.tokenizer import Tokenizer
 
 _PROPERTIES = ("L", "Lu", "Ll", "Lt", "Lm", "Lo", "M", "N", "P", "S")
 _SEEN = [*map(chr, range(128)), *STANDS.values(), "ſ"]  # all that run.py shows to a pattern
