@@ -12,6 +12,9 @@ from ladderlm.errors import nearest
 VERBS: dict[str, tuple[str, str]] = {
     "collect": ("ladderlm.cli.data_collect:collect_", "texts from files, folders, or the Python library"),
     "pii": ("ladderlm.cli.data_look:pii_", "personal data and secrets: find, mask or drop"),
+    "licences": ("ladderlm.cli.data_mix:licences_", "what the licences of records allow, and keep by it"),
+    "decontaminate": ("ladderlm.cli.data_mix:decontaminate_", "keep benchmarks out of training text"),
+    "mix": ("ladderlm.cli.data_mix:mix_", "several datasets into one: weights, epochs, budgets, shuffled"),
     "split": ("ladderlm.cli.data_mix:split_", "hold a part out"),
     "stats": ("ladderlm.cli.data_look:stats_", "what is in a dataset"),
 }

@@ -1,17 +1,23 @@
-"""`ladderlm data split`: a part of a dataset held out."""
+"""`ladderlm data mix|split|decontaminate|licences`: which records go into a dataset, and how often."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ladderlm.cli import show
 from ladderlm.cli.args import parse
 from ladderlm.cli.data_look import describe
 from ladderlm.config import option
+from ladderlm.data.licences import licence_stage, terms
 from ladderlm.data.records import read_records, split, write_records
+from ladderlm.data.stages import run_stage, stream
 from ladderlm.data.stats import stats
+from ladderlm.errors import UsageError
+from ladderlm.store import sha256_of
 from ladderlm.types import Record
 
 
@@ -48,4 +54,129 @@ def write_splits(splits: Mapping[str, Sequence[Record]], out: Path, as_json: boo
         write_records(path, records)
         described[str(path)] = stats(records)
     describe(described, as_json)
+    return 0
+
+
+# --- Mixing -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MixConfig:
+    parts: tuple[str, ...] = option(help="datasets: FILE, FILE=WEIGHT (share of the budget) or FILE*EPOCHS")
+    out: str = option("mix.jsonl", "where to write the records; - is stdout", short="-o")
+    budget: float = option(0.0, "how much to take in all, in units; 0: as much as no dataset repeats")
+    unit: str = option("bytes", "what a budget counts", choices=("bytes", "tokens", "records"))
+    model: str = option("", "whose tokenizer counts the tokens")
+    temperature: float = option(1.0, "without weights: shares go as size ** (1 / temperature)")
+    max_epochs: float = option(4.0, "no weight makes a dataset be gone through more often")
+    seed: int = option(0, "another seed, another order")
+    report: str = option("", "where to write the report (default: OUT.report.json)")
+    json: bool = option(False, "print JSON")
+
+
+def mix_(argv: list[str]) -> int:
+    from ladderlm.data.mix import Part, byte_size, mix_stage
+    from ladderlm.data.rewrite import texts
+
+    config = parse("data mix", MixConfig, argv, description="Mix datasets into one, shuffled the same way every time.")
+    parts = [Part.parse(text) for text in config.parts]
+    if any(part.path == "-" for part in parts):
+        raise UsageError("a mixture is read twice: stdin cannot be a part of it", cure="write it to a file first")
+    size = byte_size
+    if config.unit == "records":
+        size = lambda record: 1  # noqa: E731
+    if config.unit == "tokens":
+        if not config.model:
+            raise UsageError("tokens of which tokenizer?", where="unit tokens", cure="--model MODEL")
+        from ladderlm.models import open_model
+
+        tokenizer = open_model(config.model).tokenizer
+        size = lambda record: sum(map(len, tokenizer.encode_batch(list(texts(record)))))  # noqa: E731
+    details: dict[str, Any] = {"unit": config.unit}
+    stage = mix_stage(parts, budget=int(config.budget), size=size, temperature=config.temperature,
+                      most_epochs=config.max_epochs, seed=config.seed, details=details)  # fmt: skip
+    settings = {"parts": [[part.weight, part.epochs] for part in parts], "budget": config.budget, "seed": config.seed,
+                "unit": config.unit, "model": config.model, "temperature": config.temperature,
+                "max_epochs": config.max_epochs}  # fmt: skip
+    with show.progress():
+        report = run_stage("mix", stage, [p.path for p in parts], config.out, settings, report=config.report,
+                           details=details)  # fmt: skip
+    show.stage(report, config.out, config.json)
+    if not config.json and config.out != "-":
+        rows = [(p["name"], f"{p['records']:,}", f"{p['size']:,}", f"{p['epochs']:g}", f"{p['taken']:,}")
+                for p in report.details["parts"]]  # fmt: skip
+        show.table(rows, ("dataset", "records", config.unit, "epochs", "taken"))
+    return 0
+
+
+# --- Leaving out --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DecontaminateConfig:
+    inputs: tuple[str, ...] = option(help="datasets; - is stdin")
+    against: tuple[str, ...] = option((), "a benchmark file (repeatable): JSON lines, JSON, CSV, TSV or text")
+    out: str = option("-", "where to write the records; - is stdout", short="-o")
+    n: int = option(13, "words in an n-gram")
+    action: str = option("drop", "leave out what repeats a benchmark, or cut the place and 200 characters around it",
+                         choices=("drop", "cut"))  # fmt: skip
+    report: str = option("", "where to write the report (default: OUT.report.json)")
+    dropped: str = option("", "keep what is left out in this file")
+    json: bool = option(False, "print JSON")
+
+
+def decontaminate_(argv: list[str]) -> int:
+    from ladderlm.data.decontaminate import Benchmarks, decontaminate_stage
+
+    config = parse("data decontaminate", DecontaminateConfig, argv, description="Keep benchmarks out of training text.")
+    if not config.against:
+        raise UsageError("which benchmarks?", cure="--against FILE")
+    benchmarks = Benchmarks(config.against, config.n)
+    counts, details = Counter[str](), dict[str, Any]()
+    stage = decontaminate_stage(benchmarks, config.action, counts=counts, details=details)  # type: ignore[arg-type]
+    settings = {"against": [[Path(p).name, sha256_of(Path(p))] for p in config.against], "n": config.n,
+                "action": config.action}  # fmt: skip
+    with show.progress():
+        report = run_stage("decontaminate", stage, config.inputs, config.out, settings, report=config.report,
+                           dropped=config.dropped, changed=counts, details=details)  # fmt: skip
+    show.stage(report, config.out, config.json)
+    if not config.json and config.out != "-":
+        rows = [(name, f"{b['items']:,}", f"{b['hit']:,} ({b['share']:.1%})", f"{b['too_short']:,}")
+                for name, b in report.details["benchmarks"].items()]  # fmt: skip
+        show.table(rows, ("benchmark", "items", "met in the text", "too short to tell"))
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class LicencesConfig:
+    inputs: tuple[str, ...] = option(help="datasets; - is stdin")
+    licence: str = option("", "keep what is licensed so: commercial, permissive, or a licence's name")
+    out: str = option("", "where to write what is kept; - is stdout (without it: only tell)", short="-o")
+    report: str = option("", "where to write the report (default: OUT.report.json)")
+    dropped: str = option("", "keep what is left out in this file")
+    json: bool = option(False, "print JSON")
+
+
+def licences_(argv: list[str]) -> int:
+    config = parse("data licences", LicencesConfig, argv, description="Tell the licences of records, or keep by them.")
+    if bool(config.licence) != bool(config.out):
+        raise UsageError("keeping by licence needs both --licence and -o", cure="or neither, to see what is there")
+    with show.progress():
+        if config.out:
+            report = run_stage("licences", licence_stage(config.licence), config.inputs, config.out,
+                               {"licence": config.licence}, report=config.report, dropped=config.dropped)  # fmt: skip
+            show.stage(report, config.out, config.json)
+            return 0
+        counts = Counter(record.licence for path in config.inputs for record in stream(path, lambda *_: None))
+    rows = []
+    for licence, count in counts.most_common():
+        told = terms(licence)
+        sold = {True: "yes", False: "no", None: "unclear"}[told.commercial]
+        rows.append((licence, count, sold, ", ".join(told.flags)))
+    if config.json:
+        show.emit_json(
+            [dict(zip(("licence", "records", "commercial", "conditions"), row, strict=True)) for row in rows]
+        )
+    else:
+        show.table(rows, ("licence", "records", "commercial use", "conditions"))
     return 0

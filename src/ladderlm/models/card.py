@@ -8,20 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ladderlm.data.licences import terms
 from ladderlm.models.arch import Architecture
-
-_RESTRICTED = (("nc", "non-commercial use only"), ("noncommercial", "non-commercial use only"), ("sa", "share alike"),
-               ("gemma", "use restricted by the Gemma terms"), ("llama", "use restricted by the Llama licence"),
-               ("unknown", "unknown: ask before you share"))  # fmt: skip
 
 
 def licence_flags(lineage: Mapping[str, Any]) -> list[str]:
     """Conditions that the licences of base, data and result carry along, one line each."""
-    found: list[str] = []
-    for what, licence in licences(lineage):
-        words = set(licence.lower().replace("_", "-").replace(" ", "-").split("-"))
-        found += [f"{what} ({licence}): {meaning}" for mark, meaning in _RESTRICTED if mark in words]
-    return found
+    return [f"{what} ({licence}): {flag}" for what, licence in licences(lineage) for flag in terms(licence).flags]
 
 
 def licences(lineage: Mapping[str, Any]) -> list[tuple[str, str]]:
