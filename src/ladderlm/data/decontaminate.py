@@ -61,7 +61,7 @@ def _json_rows(text: str) -> list[Any]:
     except (ValueError, RecursionError):
         return [_row(line) for line in text.splitlines() if line.strip()]
     while isinstance(whole, Mapping):  # {"examples": [...]}, {"data": {"test": [...]}}
-        inner = max(whole.values(), key=lambda v: len(v) if isinstance(v, (list, Mapping)) else 0, default=[])
+        inner: Any = max(whole.values(), key=lambda v: len(v) if isinstance(v, (list, Mapping)) else 0, default=[])
         if not isinstance(inner, (list, Mapping)) or len(inner) < 2:
             return [whole]
         whole = inner
