@@ -42,6 +42,7 @@ BENCHES = {
     "adapter": "a LoRA of rank 8 per request costs at most 15 % of decode",
     "soak": "300,000 short requests with cancellations: the engine leaks nothing and starves nobody",
     "pii": "personal data: F1 of each kind at least that of presidio's patterns",
+    "crash": "20 SIGKILLs at random moments of a training run: it always goes on, to the same bits",
     "quickstart": "a clean clone climbs all three rungs within 12 minutes after installation",
 }
 PACKAGES = ["ladderlm", "numpy", "numba", "torch", "transformers", "tokenizers", "safetensors", "xllamacpp"]

@@ -313,3 +313,23 @@ def test_progress_and_evaluation(tmp_path: Path) -> None:
     assert {"loss", "tokens_per_second", "eta", "mfu"} <= set(seen[0].data)
     assert len(list(run.path.glob("events.out.tfevents.*"))) == 1
     assert seen[-1].finished
+
+
+def test_a_file_too_large_for_the_system_is_told_as_a_full_disk(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    run = store.new_run("t", {}, path=tmp_path / "a")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    net, optimiser = start()
+    calls = itertools.count()
+
+    def limited(n: Net, b: Rows) -> tuple[Tensor, dict[str, float]]:
+        if next(calls) == 8:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))  # the generator's state alone has 5056 bytes
+        return loss_fn(n, b)
+
+    try:
+        with pytest.raises(StorageError, match=r"the disk is full.*free space"):
+            fit(net, limited, batches, optimiser, run, varied(checkpoint_steps=3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step-00000000", "step-00000003"]
