@@ -98,3 +98,20 @@ def test_the_fresh_network_is_nearly_uniform_and_seeded() -> None:
     decoder = Decoder(arch()).initialise(3)
     loss = mean_nats(decoder, make_batch([(list(range(50)), [True] * 50)]))[0]
     assert abs(loss.item() - torch.tensor(97.0).log().item()) < 0.3
+
+
+@pytest.mark.parametrize(("cap", "z_loss"), [(0.0, 0.0), (5.0, 0.0), (0.0, 0.01), (5.0, 0.01)])
+def test_the_loss_in_blocks_equals_the_loss_at_once(cap: float, z_loss: float) -> None:
+    arch = Architecture(vocab_size=90, dim=32, layers=1, heads=2, kv_heads=2, head_dim=16, hidden=48,
+                        context_length=400, logit_cap=cap)  # fmt: skip
+    decoder = Decoder(arch).initialise(0)
+    ids = torch.randint(0, 90, (301,), generator=torch.Generator().manual_seed(1)).tolist()
+    batch = make_batch([(ids, [True] * 301)])
+    mean_nats(decoder, batch, z_loss)[0].backward()
+    ours = {n: p.grad for n, p in decoder.named_parameters()}
+    decoder.zero_grad()
+    logits_NV = decoder.logits(decoder(batch.ids_T, batch.lengths))
+    penalty = z_loss * logits_NV.logsumexp(-1).square().mean()
+    (torch.nn.functional.cross_entropy(logits_NV, batch.targets_N) + penalty).backward()
+    for name, parameter in decoder.named_parameters():
+        assert torch.allclose(ours[name], parameter.grad, atol=1e-6), name

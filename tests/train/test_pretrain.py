@@ -19,8 +19,10 @@ from ladderlm.evals import perplexity
 from ladderlm.models import open_model
 from ladderlm.nn.decoder import load_decoder
 from ladderlm.text.bpe import train_bpe
-from ladderlm.train import pretrain
+from ladderlm.train import causal
+from ladderlm.train.causal import length_at, shorten
 from ladderlm.train.corpus import Tokens, text_nats, tokenise, windows
+from ladderlm.train.derive import derived
 from ladderlm.train.pretrain import PretrainConfig, run
 
 
@@ -75,14 +77,14 @@ def test_a_stopped_pretraining_resumes_to_the_same_weights(tmp_path: Path, monke
     data = write_jsonl(tmp_path / "d.jsonl", [{"text": s * 3} for s in STORIES])
     settings = {**SIZES, "data": str(data), "steps": 12, "muon_lr": 0.01}
     run(PretrainConfig(out="whole", **settings))  # type: ignore[arg-type]
-    real, calls = pretrain.mean_nats, iter(range(100))
+    real, calls = causal.mean_nats, iter(range(100))
 
     def interrupted(*args: object) -> object:
         if next(calls) == 4:
             os.kill(os.getpid(), signal.SIGINT)
         return real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pretrain, "mean_nats", interrupted)
+    monkeypatch.setattr(causal, "mean_nats", interrupted)
     with pytest.raises(Cancelled, match=r"step 5 of 12.*--resume pretrain-") as caught:
         run(PretrainConfig(out="halves", **settings))  # type: ignore[arg-type]
     result = run(PretrainConfig(resume=str(caught.value).split("--resume ")[1]))
@@ -125,3 +127,46 @@ def test_settings_that_make_no_sense_are_refused_before_any_work(tmp_path: Path)
     with pytest.raises(UsageError, match="multiple of twice the heads"):
         PretrainConfig(dim=100, heads=3).architecture(300)
     assert not store.list_runs()
+
+
+def test_going_on_from_a_model_keeps_its_tokenizer_and_tells_its_parent(tiny: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "d.jsonl", [{"text": s * 3} for s in STORIES])
+    before, size = open_model(str(tiny)), (tiny / "model.safetensors").stat().st_size
+    result = run(
+        PretrainConfig(
+            data=str(data), model=str(tiny), out="more", steps=6, seq_len=4096, batch_tokens=512, sample_every=3
+        )
+    )
+    files = open_model("more")
+    assert files.arch == before.arch
+    assert files.tokenizer.to_json() == before.tokenizer.to_json()
+    assert files.lineage["parent"]["hash"] == before.hash
+    assert files.lineage["recipe"]["lr"] == 1e-4
+    assert files.lineage["recipe"]["seq_len"] == before.arch.context_length
+    assert (tiny / "model.safetensors").stat().st_size == size
+    samples = store.read_jsonl(store.open_run(result.run).samples)
+    assert {r["step"] for r in samples} == {3, 6}
+    assert samples[0]["prompt"]
+    with pytest.raises(UsageError, match=r"cannot learn 'mlm'.*--objective causal"):
+        run(PretrainConfig(data=str(data), model=str(tiny), out="x", steps=1, objective="mlm"))
+
+
+def test_one_dial_sets_the_rest() -> None:
+    found = derived(PretrainConfig(data="x", depth=4))
+    assert (found.layers, found.dim, found.heads) == (4, 256, 4)
+    tokens = found.steps * found.batch_tokens
+    assert tokens == pytest.approx(20 * found.architecture(found.vocab_size).parameters, rel=0.01)
+    assert found.lr == pytest.approx(0.005 * (192 / 256) ** 0.5)
+    assert derived(PretrainConfig(data="x", depth=8)).batch_tokens > found.batch_tokens
+    assert derived(PretrainConfig(data="x", depth=4, minutes=2.0)).steps == 0
+    plain = derived(PretrainConfig(steps=1))
+    assert (plain.lr, plain.muon_lr) == (0.005, 0.02)
+
+
+def test_windows_grow_over_the_same_tokens() -> None:
+    tokens = Tokens(np.arange(1, 1001, dtype=np.uint16), np.array([0]))
+    batch = windows(tokens, 40, 3, seed=3, start_id=0)(0)
+    short = shorten(batch, 10)
+    assert short.lengths == (10,) * 12
+    assert short.ids_T is batch.ids_T
+    assert [length_at(s, 6, 40) for s in range(8)] == [5, 5, 10, 10, 20, 20, 40, 40]

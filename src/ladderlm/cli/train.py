@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from typing import Any
@@ -13,7 +14,7 @@ from ladderlm.train.settings import AlignConfig, FinetuneConfig, PretrainConfig
 
 
 def pretrain(argv: list[str]) -> int:
-    return _train("pretrain", parse("pretrain", PretrainConfig, argv, description="Trains from random weights."))
+    return _train("pretrain", parse("pretrain", PretrainConfig, argv, description="Pretrains a model."))
 
 
 def finetune(argv: list[str]) -> int:
@@ -32,8 +33,11 @@ def _train(verb: str, config: Any) -> int:
     except ImportError:
         raise MissingExtra("torch", "train") from None
     run = importlib.import_module(f"ladderlm.train.{verb}").run
-    with show.progress():
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one speaks
+    with show.progress() if first else contextlib.nullcontext():
         result = run(config)
+    if not first:
+        return 0
     if config.json:
         show.emit_json(result.to_dict())
     else:

@@ -15,7 +15,7 @@ from ladderlm.nn.blocks import scores
 from ladderlm.nn.decoder import Decoder
 
 B = TypeVar("B")
-ROWS = 256  # logits of this many positions exist at a time under a frozen head
+ROWS = 256  # logits of this many positions exist at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +61,73 @@ def make_batch(documents: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> Bat
     return Batch(torch.tensor(ids), lengths, wanted_N, torch.tensor(following)[wanted_N])
 
 
+def wanted_hidden(decoder: Decoder, batch: Batch) -> Tensor:
+    """hidden_ND of the wanted positions."""
+    hidden_TD: Tensor = decoder(batch.ids_T, batch.lengths)
+    return hidden_TD if batch.tokens == len(batch.wanted_N) else hidden_TD[batch.wanted_N]
+
+
 def nats(decoder: Decoder, batch: Batch) -> Tensor:
     """nats_N: the negative log-likelihood of every wanted target."""
-    hidden_ND = decoder(batch.ids_T, batch.lengths)
-    if batch.tokens != len(batch.wanted_N):
-        hidden_ND = hidden_ND[batch.wanted_N]
+    batch = moved(batch, str(decoder.model.embed_tokens.weight.device))
+    hidden_ND = wanted_hidden(decoder, batch)
     head_VD = decoder.head_VD
-    if head_VD.requires_grad:
+    if head_VD.requires_grad and torch.is_grad_enabled():
         return F.cross_entropy(decoder.logits(hidden_ND), batch.targets_N, reduction="none")
     return _FrozenHead.apply(hidden_ND, head_VD, batch.targets_N, decoder.arch.logit_cap)
 
 
-def mean_nats(decoder: Decoder, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-    """The language-modelling loss, as the training loop wants it."""
-    return nats(decoder, batch).mean(), {}
+def mean_nats(decoder: Decoder, batch: Batch, z_loss: float = 0.0) -> tuple[Tensor, dict[str, float]]:
+    """The language-modelling loss, as the training loop wants it.
+
+    `z_loss` weighs the square of the logarithm of the softmax's denominator (Chowdhery et al. 2022), which keeps
+    logits from growing without end; it is part of the loss, not of the figure "nats".
+    """
+    head_VD = decoder.head_VD
+    if not (head_VD.requires_grad and torch.is_grad_enabled()):
+        return nats(decoder, batch).mean(), {}
+    hidden_ND = wanted_hidden(decoder, batch)
+    loss, mean = _MeanHead.apply(hidden_ND, decoder.head_VD, batch.targets_N, decoder.arch.logit_cap, z_loss)
+    return loss, {"nats": mean.item()} if z_loss else {}
+
+
+class _MeanHead(torch.autograd.Function):
+    """The mean cross-entropy through a head that trains, without ever holding all logits.
+
+    For a mean all rows weigh alike, so both gradients are made block by block on the way forward, while a block's
+    logits are there, and only scaled on the way back (as Liger Kernel does it).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, cap: float, z_loss: float
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        count = len(hidden_ND)
+        grad_ND, grad_VD = torch.empty_like(hidden_ND), torch.zeros_like(head_VD)
+        total, penalty = (torch.zeros((), device=hidden_ND.device) for _ in range(2))
+        for start in range(0, count, ROWS):
+            rows = slice(start, start + ROWS)
+            logits_RV = scores(hidden_ND[rows], head_VD, cap).float()
+            targets_R1 = targets_N[rows, None]
+            log_sum_R = logits_RV.logsumexp(-1)
+            total += (log_sum_R - logits_RV.gather(1, targets_R1).squeeze(1)).sum()
+            slope_RV = (1 - (logits_RV / cap) ** 2) if cap else None
+            grad_RV = logits_RV.sub_(log_sum_R[:, None]).exp_()
+            if z_loss:
+                penalty += z_loss * log_sum_R.square().sum()
+                grad_RV *= 1 + 2 * z_loss * log_sum_R[:, None]
+            grad_RV.scatter_add_(1, targets_R1, torch.full_like(targets_R1, -1.0, dtype=grad_RV.dtype))
+            grad_RV = grad_RV if slope_RV is None else grad_RV * slope_RV
+            grad_ND[rows] = torch.mm(grad_RV, head_VD)
+            grad_VD += torch.mm(grad_RV.T, hidden_ND[rows])
+        ctx.save_for_backward(grad_ND.div_(count), grad_VD.div_(count))
+        ctx.mark_non_differentiable(mean := total / count)
+        return (total + penalty) / count, mean
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        grad_ND, grad_VD = ctx.saved_tensors
+        return grad_ND * upstream[0], grad_VD * upstream[0], None, None, None
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -87,7 +140,7 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, cap: float) -> Tensor:
-        nats_N = torch.empty(len(hidden_ND))
+        nats_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
         grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden_ND), ROWS):
             rows = slice(start, start + ROWS)
@@ -97,7 +150,7 @@ class _FrozenHead(torch.autograd.Function):
             nats_N[rows] = -logprobs_RV.gather(1, targets_R1).squeeze(1)
             if grad_ND is not None:
                 grad_RV = logprobs_RV.exp_()
-                grad_RV.scatter_add_(1, targets_R1, torch.full(targets_R1.shape, -1.0))
+                grad_RV.scatter_add_(1, targets_R1, torch.full_like(targets_R1, -1.0, dtype=grad_RV.dtype))
                 if cap:
                     grad_RV *= 1 - (logits_RV / cap) ** 2
                 torch.mm(grad_RV, head_VD, out=grad_ND[rows])

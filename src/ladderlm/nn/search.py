@@ -1,4 +1,5 @@
-"""What an encoder-decoder writes: greedily, or by beam search (Sutskever et al. 2014; Wu et al. 2016).
+"""What a model in training writes: a decoder greedily, an encoder-decoder greedily or by beam search
+(Sutskever et al. 2014; Wu et al. 2016).
 
 Beam search keeps the `beams` likeliest texts. A text that ends is scored by its logprob over its length to the power
 of `length_penalty` (0: the likeliest text, short ones mostly; 1: the mean over its tokens). The search is over when
@@ -14,7 +15,22 @@ import torch
 from torch import Tensor
 
 from ladderlm.errors import UsageError
+from ladderlm.nn.decoder import Decoder, KeyValues
 from ladderlm.nn.seq2seq import EncoderDecoder
+
+
+@torch.no_grad()
+def go_on(decoder: Decoder, ids: Sequence[int], *, max_tokens: int, stop_ids: Sequence[int] = ()) -> list[int]:
+    """The ids that a decoder finds likeliest after `ids`, one by one, within its context."""
+    cache, found = KeyValues(), list(ids)
+    new = torch.tensor(found, device=decoder.model.embed_tokens.weight.device)
+    for _ in range(min(max_tokens, decoder.arch.context_length - len(found))):
+        id = int(decoder.logits(decoder.extend(new, cache)[-1:]).argmax())
+        if id in stop_ids:
+            break
+        found.append(id)
+        new = new.new_tensor([id])
+    return found[len(ids) :]
 
 
 @torch.no_grad()

@@ -100,7 +100,7 @@ class EncoderDecoder(nn.Module):
             def attention(y_TD: Tensor, attn: Attention = layer.self_attn, turns: Turns = turns) -> Tensor:
                 return attn(y_TD, turns, target_lengths)
 
-            x_TD = layer.steps(x_TD, attention, cross)
+            x_TD = stack.through(layer.steps, x_TD, attention, cross)
         return stack.finish(x_TD)
 
     def encode(self, source_S: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -108,7 +108,7 @@ class EncoderDecoder(nn.Module):
         stack, positions_S = self.model.encoder, starts_over(lengths)
         x_SD = stack.place(self.model.embed_tokens(source_S), positions_S)
         for layer, turns in zip(stack.layers, stack.each(positions_S, stack.fits(max(lengths))), strict=True):
-            x_SD = layer(x_SD, turns, lengths)
+            x_SD = stack.through(layer, x_SD, turns, lengths)
         return stack.finish(x_SD)
 
     def begin(self, source_S: Tensor) -> Memory:

@@ -5,11 +5,12 @@ Letters: T tokens of all documents, D model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ladderlm.errors import ContextOverflow
 from ladderlm.nn.blocks import Layer, Norm, Turns
@@ -39,6 +40,14 @@ class Stack(nn.Module):
         if arch.placement != "post":
             self.norm = Norm(arch)
         self.positions = Positions(arch)
+        self.recompute = False  # whether activations inside layers are made again on the way back, not kept
+
+    def through(self, layer: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """What a layer makes of its inputs."""
+        if self.recompute and torch.is_grad_enabled():
+            made: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
+            return made
+        return layer(*inputs)
 
     def fits(self, length: int) -> int:
         """`length`. Raises ContextOverflow where it is more than the positions that the model knows."""
@@ -62,6 +71,8 @@ class Stack(nn.Module):
         """What a layer's attention needs to place tokens at `positions_T` in texts of at most `length`."""
         if self.arch.positions != "relative":
             return self.positions(layer, positions_T, length)
+        if self.recompute:  # every layer must do on the way back what it did before
+            return Turns(bias=self.relative)
         known: dict[torch.Size, Tensor] = {}  # as many layers use it
 
         def bias(back_TS: Tensor) -> Tensor:
@@ -97,10 +108,17 @@ class Body(Stack):
         positions_T = starts_over(lengths).to(ids_T.device)
         x_TD = self.place(self.embed_tokens(ids_T), positions_T, types_T)
         for layer, turns in zip(self.layers, self.each(positions_T, self.fits(max(lengths))), strict=True):
-            x_TD = layer(x_TD, turns, lengths)
+            x_TD = self.through(layer, x_TD, turns, lengths)
         return self.finish(x_TD)
 
 
 def starts_over(lengths: Sequence[int]) -> Tensor:
     """positions_T: 0, 1, 2... in every document."""
     return torch.cat([torch.arange(n) for n in lengths])
+
+
+def recompute(model: nn.Module) -> None:
+    """Trades time for memory (Chen et al. 2016): each layer keeps its input and makes the rest again going back."""
+    for module in model.modules():
+        if isinstance(module, Stack):
+            module.recompute = True

@@ -10,7 +10,6 @@ Nothing here is sent as a pickle: numbers and bytes go as tensors.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ladderlm.errors import UsageError
+from ladderlm.train.settings import PARALLEL
 
-PARALLEL = ("ddp", "fsdp")
 PATIENCE = timedelta(minutes=30)  # one process may prepare data while the others wait
 M = TypeVar("M", bound=nn.Module)
 
@@ -128,6 +127,16 @@ class World:
         full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
         return full.detach().cpu()
 
+    @torch.no_grad()
+    def unsharded(self, model: M, fresh: Callable[[], M]) -> M:
+        """The model whole and on the CPU: itself, or under "fsdp" a `fresh` one with its weights."""
+        if self.sharded:
+            held = {name: self.whole(parameter) for name, parameter in model.named_parameters()}
+            model = fresh()
+            for name, parameter in model.named_parameters():
+                parameter.copy_(held[name])
+        return model.cpu()
+
     def each_bytes(self, data: Tensor) -> list[Tensor]:
         """Every process's bytes, which are equally many, in the order of their ranks."""
         if self.size == 1:
@@ -202,8 +211,3 @@ def joined(parallel: str = "ddp", device: str = "cpu") -> Iterator[World]:
 def first(world: World, make: Callable[[], str]) -> str:
     """The text that the first process makes, in every process; the others wait for it."""
     return world.told_text(make() if world.main else "")
-
-
-def multiple(count: int, world: World) -> int:
-    """`count` or the next more that all processes can share."""
-    return math.ceil(count / world.size) * world.size

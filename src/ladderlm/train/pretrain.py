@@ -1,85 +1,156 @@
-"""Pretraining from random weights: text, tokenizer, windows, the loop, and how good it got on unseen text."""
+"""Pretraining: text, tokenizer, an objective, the loop, and how good it got on unseen text."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
+from torch import nn
 
-from ladderlm import events
+from ladderlm import events, store
 from ladderlm.data.collect import collect
 from ladderlm.data.records import make_record, split
 from ladderlm.errors import UsageError
-from ladderlm.evals.compress import xz_bits_per_byte
-from ladderlm.evals.intervals import bootstrap_ratio
-from ladderlm.evals.ngram import KneserNey
 from ladderlm.models.card import joint_licence
-from ladderlm.models.folder import save_model
-from ladderlm.nn.decoder import Decoder
-from ladderlm.nn.loss import mean_nats
-from ladderlm.text.bpe import train_bpe
+from ladderlm.models.folder import ModelFiles, save_model
+from ladderlm.models.reference import open_model
+from ladderlm.nn.loss import Batch
+from ladderlm.nn.stack import Stack, recompute
 from ladderlm.text.template import CHATML, ChatTemplate
-from ladderlm.text.tokenizer import Tokenizer
-from ladderlm.train.corpus import Tokens, text_nats, tokenise, windows
-from ladderlm.train.loop import Watch, fit
+from ladderlm.text.tokenizer import SpecialTokens, Tokenizer
+from ladderlm.train.causal import Causal, FillMiddle, length_at, shorten
+from ladderlm.train.corpus import Tokens, tokenise
+from ladderlm.train.derive import derived, peak_flops, token_flops
+from ladderlm.train.distributed import World, first, joined
+from ladderlm.train.loop import Fit, Watch, fit
+from ladderlm.train.masked import Masked, MaskedPairs
+from ladderlm.train.objective import Objective
 from ladderlm.train.optim import Optimiser
-from ladderlm.train.result import (
-    Result,
-    begin,
-    check_finished,
-    conclude,
-    describe_data,
-    destination,
-    use_threads,
-)
+from ladderlm.train.result import Result, begin, check_finished, conclude, describe_data, destination, use_threads
 from ladderlm.train.settings import PretrainConfig
+from ladderlm.train.spans import Spans
 from ladderlm.types import Record, Run
 
 HELD_OUT_SHARE = 0.05
 HELD_OUT_BYTES = 200_000
 HELD_OUT_PIECE = 4_000  # characters; several pieces make an interval possible
+KINDS: dict[str, type[Causal | Masked | Spans]] = {
+    "causal": Causal, "fim": FillMiddle, "mlm": Masked, "mlm+nsp": MaskedPairs, "spans": Spans,
+}  # fmt: skip
+USUAL = {"decoder": "causal", "encoder": "mlm", "encoder-decoder": "spans"}
 
 
 def run(config: PretrainConfig) -> Result:
-    """Trains and writes a model folder; a measured comparison with xz and a trigram goes into its run's report."""
+    """Trains and writes a model folder; how it compares with simple baselines goes into its run's report.
+
+    Under torchrun every process calls it; the first writes, and all return its result.
+    """
     if not (config.data or config.resume):
         raise UsageError("no data to train on", cure="name a file or folder, or python:docs")
+    if config.precision == "bf16" and config.device == "cpu":
+        raise UsageError("bf16 is slower than fp32 on a processor", cure="leave out --precision")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("there is no GPU", where="device=cuda", cure="leave out --device")
     if not config.resume:
-        config.loop()  # complains before any work is done
-    run_, config = begin("pretrain", config, config.resume)
+        derived(config).loop()  # complains before any work is done
+    with joined(config.parallel, config.device) as world:
+        return _run(config, world)
+
+
+def _run(config: PretrainConfig, world: World) -> Result:
+    run_, config = _begin(config, world)
     use_threads(config.threads)
+    config = derived(config)
+    files = open_model(config.model) if config.model else None
+    if files:
+        config = dataclasses.replace(config, seq_len=min(config.seq_len, files.arch.context_length))
+    config = config.shared(world.size) if world.size > 1 else config
     train, held = load_text(config)
-    tokenizer = load_tokenizer(config, train)
-    start = tokenizer.document_start_id
-    if start is None:
-        raise UsageError("the tokenizer has no document-start token", where=config.tokenizer, cure="train one")
+    kind = KINDS[objective_name(config, files)]
+    tokenizer = files.tokenizer if files else load_tokenizer(config, kind, train, world)
+    objective: Objective = kind(config, tokenizer)
     tokens = tokenise(train, tokenizer)
-    arch = config.architecture(tokenizer.vocab_size)
-    message = f"{arch.parameters / 1e6:.2f} M parameters, {len(tokens.ids_N):,} tokens in {len(train):,} documents"
-    events.emit("pretrain", message, data={"parameters": arch.parameters, "tokens": len(tokens.ids_N)})
-    decoder = Decoder(arch).initialise(config.seed)
-    optimiser = Optimiser(
-        decoder.named_parameters(), config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay
-    )
-    held_ids = tokenizer.encode_batch([r["text"] for r in held])
-
-    def evaluate() -> dict[str, float]:
-        return {"held_out_loss": sum(text_nats(decoder, held_ids, start)) / sum(map(len, held_ids))}
-
-    batches = windows(tokens, config.seq_len, config.micro_batch, config.seed, start)
-    fitted = fit(
-        decoder, mean_nats, batches, optimiser, run_, config.loop(),
-        watch=Watch(evaluate if config.evaluate_every else None), stage="pretrain",
-    )  # fmt: skip
+    arch = files.arch if files else kind.architecture(config, tokenizer)
+    model = objective.load(files) if files else objective.build(arch)
+    if world.main:
+        message = f"{arch.parameters / 1e6:.2f} M parameters, {len(tokens.ids_N):,} tokens in {len(train):,} documents"
+        events.emit("pretrain", message, data={"parameters": arch.parameters, "tokens": len(tokens.ids_N)})
+    arch = model.arch  # type: ignore[assignment]
+    fitted = _fit(model := _prepared(model, config, world), objective, tokens, held, config, run_, world)
     check_finished(run_, fitted, "pretrain")
-    scores = measure(text_nats(decoder, held_ids, start), held, held_ids, tokens, start)
+    whole = world.unsharded(model, lambda: objective.build(arch))
+    said = "" if not world.main else _conclude(whole, objective, train, held, tokens, files, config, run_, fitted)
+    return Result.from_dict(json.loads(world.told_text(said)))
+
+
+def _begin(config: PretrainConfig, world: World) -> tuple[Run, PretrainConfig]:
+    """The run and its settings: the first process makes or opens it, the others follow."""
+    made = begin("pretrain", config, config.resume) if world.main else None
+    path = Path(first(world, lambda: str(made[0].path.resolve()) if made else ""))
+    if made:
+        return made
+    return Run(path), type(config).from_dict(store.read_json(path / "config.json")["settings"])
+
+
+def objective_name(config: PretrainConfig, files: ModelFiles | None) -> str:
+    """What was asked for, else what the model to go on from does. UsageError for what such a model cannot."""
+    if files is None:
+        return config.objective or "causal"
+    usual = "mlm+nsp" if files.arch.head == "pretraining" else USUAL[files.arch.kind]
+    name = config.objective or usual
+    if KINDS[name].kind != files.arch.kind:
+        raise UsageError(f"{files.name} cannot learn {name!r}", cure=f"it {files.arch.purpose}: --objective {usual}")
+    return name
+
+
+def _prepared(model: nn.Module, config: PretrainConfig, world: World) -> nn.Module:
+    if config.recompute:
+        recompute(model)
+    if config.compile:
+        for module in model.modules():
+            for layer in module.layers if isinstance(module, Stack) else ():
+                layer.compile(dynamic=False)
+    return world.shard(model)
+
+
+def _fit(
+    model: nn.Module, objective: Objective, tokens: Tokens, held: Sequence[Record], config: PretrainConfig, run_: Run,
+    world: World,
+) -> Fit:  # fmt: skip
+    optimiser = Optimiser(model.named_parameters(), config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
+    watch = Watch(
+        (lambda: {"held_out_loss": objective.held_out_loss(model, held)}) if config.evaluate_every else None,
+        (lambda: objective.sample(model, held)) if config.sample_every else None,
+        token_flops(model.arch, config.seq_len),  # type: ignore[arg-type]
+        peak_flops(world.device, config.precision),
+    )
+    if config.length_ramp and type(objective) is not Causal:
+        raise UsageError("windows grow under the objective causal only", where=f"length_ramp={config.length_ramp}")
+
+    def shape(batch: Batch, step: int) -> Batch:
+        length = length_at(step, config.length_ramp, config.seq_len)
+        return batch if length == config.seq_len else shorten(batch, length)
+
+    return fit(
+        model, objective.loss, objective.batches(tokens), optimiser, run_, config.loop(), watch=watch,
+        shape=shape if config.length_ramp else None, stage="pretrain", world=world,
+    )  # fmt: skip
+
+
+def _conclude(
+    model: nn.Module, objective: Objective, train: Sequence[Record], held: Sequence[Record], tokens: Tokens,
+    files: ModelFiles | None, config: PretrainConfig, run_: Run, fitted: Fit,
+) -> str:  # fmt: skip
+    """Measures, writes the folder and the report; the result as JSON."""
+    scores, said = objective.measure(model, held, tokens)
     path = destination(config.out)
-    save(path, config, decoder, tokenizer, describe_data(config.data, train), run_, scores)
-    return conclude(run_, f"Pretraining of {path.name}", summary(scores), path, fitted, scores)
+    save(path, config, model, objective.tokenizer, files, describe_data(config.data, train), run_, scores)
+    result = conclude(run_, f"Pretraining of {path.name}", said, path, fitted, scores)
+    return json.dumps(result.to_dict())
 
 
 def load_text(config: PretrainConfig) -> tuple[list[Record], list[Record]]:
@@ -106,51 +177,36 @@ def _part(record: Record, text: str) -> Record:
     return make_record("text", {"text": text}, source=record.source, licence=record.licence)
 
 
-def load_tokenizer(config: PretrainConfig, train: Sequence[Record]) -> Tokenizer:
-    if not config.tokenizer:
-        return train_bpe((r["text"] for r in train), config.vocab_size)
-    path = Path(config.tokenizer).expanduser()
-    return Tokenizer.from_folder(path) if path.is_dir() else Tokenizer.from_file(path)
+def load_tokenizer(
+    config: PretrainConfig, kind: type[Causal | Masked | Spans], train: Sequence[Record], world: World
+) -> Tokenizer:  # fmt: skip
+    """The one that is named, else one trained on the data, by the first process for all."""
+    if config.tokenizer:
+        path = Path(config.tokenizer).expanduser()
+        return Tokenizer.from_folder(path) if path.is_dir() else Tokenizer.from_file(path)
 
+    def make() -> str:
+        made = kind.make_tokenizer([r["text"] for r in train], config)
+        return json.dumps([made.to_json(), dataclasses.asdict(made.special)])
 
-def measure(
-    nats_each: Sequence[float], held: Sequence[Record], held_ids: Sequence[Sequence[int]], tokens: Tokens, start: int
-) -> dict[str, Any]:
-    """Bits per byte of the held-out text: the model's, a Kneser-Ney trigram's on the same tokens, and xz's."""
-    sizes = [len(r["text"].encode()) for r in held]
-    found = bootstrap_ratio([n / math.log(2) for n in nats_each], sizes)
-    trigram = KneserNey(3).fit(np.asarray(tokens.ids_N, dtype=np.int64))
-    said = [i for ids in held_ids for i in (start, *ids)]
-    return {
-        "bits_per_byte": found.mean,
-        "bits_per_byte_low": found.low,
-        "bits_per_byte_high": found.high,
-        "perplexity": math.exp(sum(nats_each) / max(1, sum(map(len, held_ids)))),
-        "trigram_bits_per_byte": trigram.bits(said) / sum(sizes),
-        "xz_bits_per_byte": xz_bits_per_byte("".join(r["text"] for r in held)),
-        "held_out_bytes": sum(sizes),
-    }
-
-
-def summary(scores: dict[str, Any]) -> str:
-    return (
-        f"{scores['bits_per_byte']:.3f} bits per byte [{scores['bits_per_byte_low']:.3f}, "
-        f"{scores['bits_per_byte_high']:.3f}] on {scores['held_out_bytes']:,} bytes of unseen text; a trigram on the "
-        f"same tokens {scores['trigram_bits_per_byte']:.3f}, xz on the text alone {scores['xz_bits_per_byte']:.3f}."
-    )
+    text, special = json.loads(first(world, make))
+    return Tokenizer.from_json(text, SpecialTokens(**special | {"stop": tuple(special["stop"])}))
 
 
 def save(
-    path: Path, config: PretrainConfig, decoder: Decoder, tokenizer: Tokenizer, data: list[dict[str, Any]], run_: Run,
-    scores: dict[str, Any],
+    path: Path, config: PretrainConfig, model: Any, tokenizer: Tokenizer, files: ModelFiles | None,
+    data: list[dict[str, Any]], run_: Run, scores: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """The model folder. A base model carries a chat template too, so that it can be served and tuned as it is."""
     recipe = dataclasses.asdict(config)
-    lineage: dict[str, Any] = {"parent": None, "data": data, "recipe": recipe, "run": run_.id, "scores": scores}
+    parent = None
+    if files:
+        parent = {"name": files.name, "hash": files.hash, "licence": files.lineage.get("licence", "unknown")}
+    lineage: dict[str, Any] = {"parent": parent, "data": data, "recipe": recipe, "run": run_.id, "scores": dict(scores)}
     lineage["licence"] = joint_licence(lineage)
     texts = [tokenizer.token_text(i) if i is not None else "" for i in (tokenizer.bos_id, tokenizer.eos_id)]
     template = ChatTemplate(CHATML, *texts) if "<|im_start|>" in tokenizer.control else None
     save_model(
-        path, decoder.arch, decoder.state(), tokenizer, template, generation={}, lineage=lineage,
-        replace=config.replace,
+        path, model.arch, model.state(), tokenizer, files.template if files else template,
+        generation=files.generation if files else {}, lineage=lineage, replace=config.replace,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from ladderlm.types import Value
 METHODS = ("lora", "full")
 SCHEDULES = ("wsd", "cosine")
 PRECISIONS = ("fp32", "bf16")
+OBJECTIVES = ("causal", "fim", "mlm", "mlm+nsp", "spans")
+DEVICES = ("cpu", "cuda")
+PARALLEL = ("ddp", "fsdp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +69,20 @@ class LoopConfig(Value):
 
 @dataclass(frozen=True, slots=True)
 class PretrainConfig(Value):
-    """A Llama-style decoder and how to train it. Sizes default to what a laptop trains in minutes."""
+    """What to pretrain on what, and how. Sizes default to what a laptop trains in minutes."""
 
     data: str = option("", "text: .jsonl, .txt, a folder, python:docs or python:sources", positional=True)
     out: str = option("tiny", "name or path of the model folder", short="-o")
+    model: str = option(
+        "", "go on from this model, with its tokenizer and shape, not from random weights", short="--from"
+    )
     held_out: str = option("", "text to measure on; else a twentieth of the data is kept apart")
+    objective: str = option("", "what to learn; default: next tokens, or what --from's kind of model does",
+                            choices=("", *OBJECTIVES))  # fmt: skip
     tokenizer: str = option("", "a tokenizer.json; else one is trained on the data")
     vocab_size: int = option(4096, "tokens of the tokenizer to train")
+    depth: int = option(0, "derive sizes, batch, steps and rates from this many layers: width 64 a layer, "
+                           "20 tokens a parameter")  # fmt: skip
     layers: int = option(4, "transformer layers")
     dim: int = option(192, "width of the residual stream")
     heads: int = option(3, "attention heads")
@@ -80,14 +91,31 @@ class PretrainConfig(Value):
     seq_len: int = option(256, "tokens in a window, and the model's context")
     batch_tokens: int = option(2048, "tokens in an optimiser step")
     micro_tokens: int = option(4096, "most tokens in one forward pass")
+    batch_ramp: int = option(0, "steps over which the batch grows from one forward pass to batch_tokens")
+    length_ramp: int = option(0, "steps over which windows grow, from an eighth of seq_len; next tokens only")
     minutes: float = option(0.0, "time budget; the number of steps is worked out from the first ones")
     steps: int = option(0, "optimiser steps, instead of a time budget")
-    lr: float = option(0.005, "learning rate of AdamW: embeddings and norms")
-    muon_lr: float = option(0.02, "learning rate of Muon: matrices in the layers; 0: AdamW for all")
+    lr: float = option(0.0, "learning rate of AdamW: embeddings and norms; 0: 0.005, going on from a model 1e-4")
+    muon_lr: float = option(-1.0, "learning rate of Muon: matrices in the layers; 0: AdamW for all; -1: 0.02, going on "
+                                  "from a model 0")  # fmt: skip
     weight_decay: float = option(0.0, "decoupled weight decay of matrices")
+    schedule: str = option("wsd", "warmup, hold and linear cooldown, or cosine", choices=SCHEDULES)
     warmup: int = option(20, "steps of rising learning rate")
     cooldown: float = option(0.6, "last share of the steps, over which the learning rate falls to zero")
+    ema: float = option(0.0, "decay of a moving average of the weights, which is what is kept; 0: none")
+    z_loss: float = option(0.0, "weight of the squared logarithm of the softmax's denominator")
+    recompute: bool = option(False, "less memory, a third more time: activations are made again on the way back")
+    compile: bool = option(False, "torch.compile the layers: slow to start, pays for long runs")
+    precision: str = option("fp32", "bf16 on GPUs: products in 16 bits, weights in 32", choices=PRECISIONS)
+    device: str = option("cpu", "where to train", choices=DEVICES)
+    parallel: str = option("ddp", "under torchrun: a whole model in each process, or shards", choices=PARALLEL)
     evaluate_every: int = option(0, "steps between measurements on held-out text; 0: at the end only")
+    best: bool = option(False, "keep the weights of the best measurement, not the last")
+    sample_every: int = option(0, "steps between samples, in the run's samples.jsonl; 0: none")
+    checkpoint_minutes: float = option(5.0, "minutes between checkpoints")
+    keep: int = option(2, "checkpoints kept")
+    spike: float = option(8.0, "deviations above the last losses at which to roll back; 0: only when not finite")
+    rollbacks: int = option(3, "most rollbacks before giving up")
     seed: int = option(0, "seed of weights and order")
     threads: int = option(0, "processor threads; 0: all")
     licence: str = option("unknown", "licence of the data where it does not say so itself")
@@ -106,10 +134,11 @@ class PretrainConfig(Value):
         )  # fmt: skip
 
     def loop(self) -> LoopConfig:
-        return LoopConfig(
-            steps=self.steps, minutes=self.minutes, accumulate=self.accumulate, warmup=self.warmup,
-            cooldown=self.cooldown, evaluate_every=self.evaluate_every, seed=self.seed,
+        same = (
+            "steps", "minutes", "warmup", "cooldown", "schedule", "batch_ramp", "ema", "precision", "best",
+            "evaluate_every", "sample_every", "checkpoint_minutes", "keep", "spike", "rollbacks", "seed",
         )  # fmt: skip
+        return LoopConfig(accumulate=self.accumulate, tensorboard=True, **{name: getattr(self, name) for name in same})
 
     @property
     def accumulate(self) -> int:
@@ -119,6 +148,12 @@ class PretrainConfig(Value):
     def micro_batch(self) -> int:
         """Windows in a forward pass."""
         return max(1, round(self.batch_tokens / self.accumulate / self.seq_len))
+
+    def shared(self, processes: int) -> PretrainConfig:
+        """The same steps cut so that so many processes have equally many forward passes."""
+        passes = math.ceil(self.accumulate / processes) * processes
+        windows = max(passes, round(self.batch_tokens / self.seq_len))
+        return dataclasses.replace(self, micro_tokens=self.seq_len * math.ceil(windows / passes))
 
 
 @dataclass(frozen=True, slots=True)
