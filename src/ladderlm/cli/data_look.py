@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from ladderlm import events
 from ladderlm.cli import show
 from ladderlm.cli.args import parse
 from ladderlm.config import option
+from ladderlm.data.page import render_page
 from ladderlm.data.pii import DEFAULT, KINDS
-from ladderlm.data.records import read_records
-from ladderlm.data.stages import run_stage
+from ladderlm.data.stages import run_stage, stream
 from ladderlm.data.stats import Stats, stats
+from ladderlm.errors import FormatError
+from ladderlm.store import atomic_file
 
 
 @dataclass(frozen=True, slots=True)
 class StatsConfig:
-    file: str = option(help="a dataset")
+    file: str = option(help="a dataset; - is stdin")
     model: str = option("", "also count tokens, with this model's tokenizer")
+    page: str = option("", "also write a page to look at, one HTML file")
     skip_bad: bool = option(False, "leave out lines that cannot be read, and say how many")
     json: bool = option(False, "print JSON")
 
@@ -26,13 +31,22 @@ class StatsConfig:
 def stats_(argv: list[str]) -> int:
     config = parse("data stats", StatsConfig, argv, description="Count records, words, tokens, sources and licences.")
     with show.progress():
-        records = read_records(config.file, skip_bad=config.skip_bad)
+        bad = Counter[str]()
+        heard = (lambda name, line, rule, _: bad.update([rule])) if config.skip_bad else None
+        records = stream(config.file, heard)
         tokenizer = None
         if config.model:
             from ladderlm.models import open_model
 
             tokenizer = open_model(config.model).tokenizer
         found = stats(records, tokenizer)
+        if not found.records:
+            raise FormatError("no readable record", where=config.file, cure="expected one JSON object a line, or text")
+        if bad:
+            events.emit("stats", f"left out {sum(bad.values())} unreadable lines")
+        if config.page:
+            with atomic_file(Path(config.page)) as file:
+                file.write(render_page(Path(config.file).name, found))
     describe({str(config.file): found}, config.json)
     return 0
 
@@ -51,6 +65,10 @@ def describe(found: dict[str, Stats], as_json: bool) -> None:
             rows.append((path, "tokens", f"{s.tokens:,}; a record: {each}"))
         rows.append((path, "sources", f"{len(s.sources):,}: {_most(s.sources)}"))
         rows.append((path, "licences", _most(s.licences)))
+        if s.domains:
+            rows.append((path, "domains", f"{len(s.domains):,}: {_most(s.domains)}"))
+        if s.languages:
+            rows.append((path, "languages", _most(s.languages)))
         if s.labels:
             rows.append((path, "labels", _most(s.labels)))
     show.table(rows, ("dataset", "what", "figure"))
