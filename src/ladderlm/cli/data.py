@@ -15,6 +15,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "licences": ("ladderlm.cli.data_mix:licences_", "what the licences of records allow, and keep by it"),
     "decontaminate": ("ladderlm.cli.data_mix:decontaminate_", "keep benchmarks out of training text"),
     "mix": ("ladderlm.cli.data_mix:mix_", "several datasets into one: weights, epochs, budgets, shuffled"),
+    "shard": ("ladderlm.cli.data_shard:shard_", "tokenised, memory-mapped, ready for pretraining"),
     "split": ("ladderlm.cli.data_mix:split_", "hold a part out"),
     "stats": ("ladderlm.cli.data_look:stats_", "what is in a dataset"),
 }

@@ -79,7 +79,7 @@ def encode(argv: list[str]) -> int:
     config = parse("tokenizer encode", EncodeConfig, argv, description="The tokens of a text.")
     text = config.text or sys.stdin.read()
     with show.progress():
-        tokenizer = _open(config.tokenizer)
+        tokenizer = open_tokenizer(config.tokenizer)
     ids = tokenizer.encode(text, special=config.special)
     pieces = [tokenizer.token_text(i) for i in ids]
     if config.json:
@@ -93,7 +93,7 @@ def stats(argv: list[str]) -> int:
     config = parse("tokenizer stats", StatsConfig, argv, description="How well a tokenizer packs texts.")
     with show.progress():
         texts = _texts(config.files)
-        found = measure(_open(config.tokenizer), texts)
+        found = measure(open_tokenizer(config.tokenizer), texts)
     if config.json:
         show.emit_json(found)
     else:
@@ -131,7 +131,7 @@ def _texts(files: tuple[str, ...]) -> list[str]:
     return [content(record) for file in files for record in read_records(file)]
 
 
-def _open(ref: str) -> Tokenizer:
+def open_tokenizer(ref: str) -> Tokenizer:
     from ladderlm.text.tokenizer import Tokenizer
 
     if ref.endswith(".json"):

@@ -7,19 +7,22 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from ladderlm import events, store
+from ladderlm.data.records import make_record
+from ladderlm.data.shards import Shards, is_shards, write_shards
 from ladderlm.errors import UsageError
 from ladderlm.nn.decoder import Decoder
 from ladderlm.nn.loss import Batch, make_batch, nats
 from ladderlm.text.tokenizer import Tokenizer
 from ladderlm.types import Record
 
-FORMAT = 1
-TEXTS_AT_A_TIME = 256
+FORMAT = 2
+HELD_OUT_PART = 20  # at most one in so many tokens of shards is kept apart
 TOKENS_AT_A_TIME = 4096
 
 
@@ -27,7 +30,7 @@ TOKENS_AT_A_TIME = 4096
 class Tokens:
     """`ids_N` of all documents end to end, each led by the document-start token; `starts` where each begins."""
 
-    ids_N: np.ndarray
+    ids_N: np.ndarray | Shards
     starts: np.ndarray
 
 
@@ -40,25 +43,43 @@ def tokenise(records: Sequence[Record], tokenizer: Tokenizer) -> Tokens:
     for record in records:
         key.update(hashlib.sha256(record["text"].encode("utf-8", "surrogatepass")).digest())
     folder = store.cache_dir() / "tokens" / key.hexdigest()[:32]
-    kind = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-    with store.lock(folder):
-        if not folder.exists():
-            with store.atomic_dir(folder) as temporary:
-                _write(temporary, records, tokenizer, kind)
-    return Tokens(np.memmap(folder / "ids.bin", kind, "r"), np.fromfile(folder / "starts.bin", "<i8"))
+    shards = Shards(folder) if is_shards(folder) else write_shards(records, tokenizer, folder)
+    return Tokens(shards.ids_N, shards.starts)
 
 
-def _write(folder: Path, records: Sequence[Record], tokenizer: Tokenizer, kind: np.dtype) -> None:
-    head = [] if tokenizer.document_start_id is None else [tokenizer.document_start_id]
-    starts, written = [], 0
-    chunks = [records[i : i + TEXTS_AT_A_TIME] for i in range(0, len(records), TEXTS_AT_A_TIME)]
-    with (folder / "ids.bin").open("wb") as file:
-        for chunk in events.track(chunks, "tokenise", unit="chunks"):
-            for ids in tokenizer.encode_batch([r["text"] for r in chunk]):
-                starts.append(written)
-                np.array([*head, *ids], kind).tofile(file)
-                written += len(head) + len(ids)
-    np.array(starts, "<i8").tofile(folder / "starts.bin")
+@dataclass(frozen=True, slots=True)
+class Sharded:
+    """A folder of shards, ready for training: the last documents are kept apart as records."""
+
+    tokens: Tokens
+    tokenizer: Tokenizer
+    held: list[Record]
+    data: list[dict[str, Any]]
+
+
+def from_shards(folder: str | Path, hold: int) -> Sharded:
+    """The documents of a folder of shards, but at most `hold` bytes and a twentieth of the tokens at its end.
+
+    `data` is what a lineage says of them: an entry per licence, with the content's hash and the stages it came by.
+    Raises UsageError when there is no document to keep apart.
+    """
+    shards = Shards(folder)
+    tokenizer, first, size = shards.tokenizer(), shards.documents, 0
+    least = len(shards) - len(shards) // HELD_OUT_PART
+    texts: list[str] = []
+    while hold and first > 1 and size < hold and shards.starts[first - 1] >= least:
+        first -= 1
+        texts.append(tokenizer.decode(shards.document(first).tolist()))
+        size += len(texts[-1].encode())
+    if hold and not texts:
+        raise UsageError("too few documents to keep one apart", where=str(folder), cure="give --held-out FILE")
+    end = int(shards.starts[first]) if texts else len(shards)
+    ids = shards.ids_N[:end] if isinstance(shards.ids_N, np.ndarray) else shards.until(first)
+    index = shards.index
+    shared = {"source": str(folder), "sha256": index["content_sha256"], "stages": index["lineage"]}
+    data = [{**shared, "licence": name, "records": count} for name, count in sorted(index["licences"].items())]
+    held = [make_record("text", {"text": text}, source=str(folder)) for text in reversed(texts)]
+    return Sharded(Tokens(ids, shards.starts[:first]), tokenizer, held, data)
 
 
 def windows(tokens: Tokens, seq_len: int, batch: int, seed: int, start_id: int) -> Callable[[int], Batch]:

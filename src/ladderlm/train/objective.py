@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ladderlm.data.shards import Shards
 from ladderlm.models.arch import Architecture
 from ladderlm.models.folder import ModelFiles
 from ladderlm.text.bpe import train_bpe
@@ -72,7 +73,7 @@ def framed(texts: Sequence[str], vocab_size: int, names: Sequence[str], head: st
 class Counts:
     """How often tokens come, alone and after another: what a model must beat."""
 
-    def __init__(self, ids_N: np.ndarray, vocab_size: int) -> None:
+    def __init__(self, ids_N: np.ndarray | Shards, vocab_size: int) -> None:
         ids = np.asarray(ids_N, dtype=np.int64)
         self.single_V = np.bincount(ids, minlength=vocab_size) + 1.0
         pairs, counts = np.unique(ids[:-1] * vocab_size + ids[1:], return_counts=True)

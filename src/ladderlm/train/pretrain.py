@@ -14,6 +14,7 @@ from torch import nn
 from ladderlm import events, store
 from ladderlm.data.collect import collect
 from ladderlm.data.records import make_record, split
+from ladderlm.data.shards import is_shards
 from ladderlm.errors import UsageError
 from ladderlm.models.card import joint_licence
 from ladderlm.models.folder import ModelFiles, save_model
@@ -23,7 +24,7 @@ from ladderlm.nn.stack import Stack, recompute
 from ladderlm.text.template import CHATML, ChatTemplate
 from ladderlm.text.tokenizer import SpecialTokens, Tokenizer
 from ladderlm.train.causal import Causal, FillMiddle, length_at, shorten
-from ladderlm.train.corpus import Tokens, tokenise
+from ladderlm.train.corpus import Tokens, from_shards, tokenise
 from ladderlm.train.derive import derived, peak_flops, token_flops
 from ladderlm.train.distributed import World, first, joined
 from ladderlm.train.loop import Fit, Watch, fit
@@ -69,21 +70,20 @@ def _run(config: PretrainConfig, world: World) -> Result:
     if files:
         config = dataclasses.replace(config, seq_len=min(config.seq_len, files.arch.context_length))
     config = config.shared(world.size) if world.size > 1 else config
-    train, held = load_text(config)
     kind = KINDS[objective_name(config, files)]
-    tokenizer = files.tokenizer if files else load_tokenizer(config, kind, train, world)
+    tokens, tokenizer, held, data = load(config, kind, files, world)
     objective: Objective = kind(config, tokenizer)
-    tokens = tokenise(train, tokenizer)
     arch = files.arch if files else kind.architecture(config, tokenizer)
     model = objective.load(files) if files else objective.build(arch)
     if world.main:
-        message = f"{arch.parameters / 1e6:.2f} M parameters, {len(tokens.ids_N):,} tokens in {len(train):,} documents"
+        documents = len(tokens.starts)
+        message = f"{arch.parameters / 1e6:.2f} M parameters, {len(tokens.ids_N):,} tokens in {documents:,} documents"
         events.emit("pretrain", message, data={"parameters": arch.parameters, "tokens": len(tokens.ids_N)})
     arch = model.arch  # type: ignore[assignment]
     fitted = _fit(model := _prepared(model, config, world), objective, tokens, held, config, run_, world)
     check_finished(run_, fitted, "pretrain")
     whole = world.unsharded(model, lambda: objective.build(arch))
-    said = "" if not world.main else _conclude(whole, objective, train, held, tokens, files, config, run_, fitted)
+    said = "" if not world.main else _conclude(whole, objective, data, held, tokens, files, config, run_, fitted)
     return Result.from_dict(json.loads(world.told_text(said)))
 
 
@@ -142,15 +142,33 @@ def _fit(
 
 
 def _conclude(
-    model: nn.Module, objective: Objective, train: Sequence[Record], held: Sequence[Record], tokens: Tokens,
+    model: nn.Module, objective: Objective, data: list[dict[str, Any]], held: Sequence[Record], tokens: Tokens,
     files: ModelFiles | None, config: PretrainConfig, run_: Run, fitted: Fit,
 ) -> str:  # fmt: skip
     """Measures, writes the folder and the report; the result as JSON."""
     scores, said = objective.measure(model, held, tokens)
     path = destination(config.out)
-    save(path, config, model, objective.tokenizer, files, describe_data(config.data, train), run_, scores)
+    save(path, config, model, objective.tokenizer, files, data, run_, scores)
     result = conclude(run_, f"Pretraining of {path.name}", said, path, fitted, scores)
     return json.dumps(result.to_dict())
+
+
+def load(
+    config: PretrainConfig, kind: type[Causal | Masked | Spans], files: ModelFiles | None, world: World
+) -> tuple[Tokens, Tokenizer, list[Record], list[dict[str, Any]]]:  # fmt: skip
+    """(what to train on, its tokenizer, held-out records, what the lineage says of the data)."""
+    if not is_shards(config.data):
+        train, held = load_text(config)
+        tokenizer = files.tokenizer if files else load_tokenizer(config, kind, train, world)
+        return tokenise(train, tokenizer), tokenizer, held, describe_data(config.data, train)
+    if config.tokenizer:
+        raise UsageError("shards have their tokenizer with them", where=config.tokenizer, cure="leave out --tokenizer")
+    found = from_shards(config.data, 0 if config.held_out else HELD_OUT_BYTES)
+    if files and files.tokenizer.to_json() != found.tokenizer.to_json():
+        cure = f"ladderlm data shard ... --tokenizer {config.model}"
+        raise UsageError("shards of another tokenizer than the model's", where=config.data, cure=cure)
+    held = _some(collect(config.held_out, licence=config.licence)) if config.held_out else found.held
+    return found.tokens, files.tokenizer if files else found.tokenizer, held, found.data
 
 
 def load_text(config: PretrainConfig) -> tuple[list[Record], list[Record]]:
@@ -165,12 +183,17 @@ def load_text(config: PretrainConfig) -> tuple[list[Record], list[Record]]:
         records, held = [_part(records[0], text[:cut])], [_part(records[0], piece) for piece in pieces]
     else:
         records, held = split(records, HELD_OUT_SHARE, config.seed)
+    return records, _some(held)
+
+
+def _some(held: Sequence[Record]) -> list[Record]:
+    """The first HELD_OUT_BYTES, about."""
     kept, size = [], 0
     for record in held:
         if size < HELD_OUT_BYTES:
             kept.append(record)
             size += len(record["text"].encode())
-    return records, kept
+    return kept
 
 
 def _part(record: Record, text: str) -> Record:

@@ -71,7 +71,7 @@ class LoopConfig(Value):
 class PretrainConfig(Value):
     """What to pretrain on what, and how. Sizes default to what a laptop trains in minutes."""
 
-    data: str = option("", "text: .jsonl, .txt, a folder, python:docs or python:sources", positional=True)
+    data: str = option("", "text: .jsonl, .txt, a folder, python:docs, python:sources, or shards", positional=True)
     out: str = option("tiny", "name or path of the model folder", short="-o")
     model: str = option(
         "", "go on from this model, with its tokenizer and shape, not from random weights", short="--from"
