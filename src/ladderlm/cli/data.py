@@ -11,6 +11,8 @@ from ladderlm.errors import nearest
 # In the order of work: verb -> (module:function, what it does).
 VERBS: dict[str, tuple[str, str]] = {
     "collect": ("ladderlm.cli.data_collect:collect_", "texts from files, folders, or the Python library"),
+    "clean": ("ladderlm.cli.data_prep:clean_", "texts mended; what breaks a rule left out"),
+    "dedup": ("ladderlm.cli.data_prep:dedup_", "exact and near duplicates left out"),
     "pii": ("ladderlm.cli.data_look:pii_", "personal data and secrets: find, mask or drop"),
     "licences": ("ladderlm.cli.data_mix:licences_", "what the licences of records allow, and keep by it"),
     "decontaminate": ("ladderlm.cli.data_mix:decontaminate_", "keep benchmarks out of training text"),
