@@ -16,9 +16,12 @@ VERBS: dict[str, tuple[str, str]] = {
     "pii": ("ladderlm.cli.data_look:pii_", "personal data and secrets: find, mask or drop"),
     "licences": ("ladderlm.cli.data_mix:licences_", "what the licences of records allow, and keep by it"),
     "decontaminate": ("ladderlm.cli.data_mix:decontaminate_", "keep benchmarks out of training text"),
+    "balance": ("ladderlm.cli.data_mix:balance_", "make a measured skew between groups smaller"),
+    "augment": ("ladderlm.cli.data_mix:augment_", "variants: typos, keyboard slips, case, blanks, paraphrases"),
     "mix": ("ladderlm.cli.data_mix:mix_", "several datasets into one: weights, epochs, budgets, shuffled"),
     "shard": ("ladderlm.cli.data_shard:shard_", "tokenised, memory-mapped, ready for pretraining"),
     "split": ("ladderlm.cli.data_mix:split_", "hold a part out"),
+    "bias": ("ladderlm.cli.data_look:bias_", "how often groups of people are spoken of, and as what"),
     "stats": ("ladderlm.cli.data_look:stats_", "what is in a dataset"),
 }
 

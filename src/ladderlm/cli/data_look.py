@@ -1,4 +1,4 @@
-"""`ladderlm data stats|pii`: what is in a dataset, and who."""
+"""`ladderlm data stats|bias|pii`: what is in a dataset, and who."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ladderlm import events
 from ladderlm.cli import show
@@ -15,8 +16,8 @@ from ladderlm.data.page import render_page
 from ladderlm.data.pii import DEFAULT, KINDS
 from ladderlm.data.stages import run_stage, stream
 from ladderlm.data.stats import Stats, stats
-from ladderlm.errors import FormatError
-from ladderlm.store import atomic_file
+from ladderlm.errors import FormatError, UsageError, nearest
+from ladderlm.store import atomic_file, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +111,54 @@ def pii_(argv: list[str]) -> int:
                            report=config.report, dropped=config.dropped, changed=counts)  # fmt: skip
     show.stage(report, config.out, config.json)
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class BiasConfig:
+    inputs: tuple[str, ...] = option(help="datasets; - is stdin")
+    terms: str = option("", "a TOML file with lists of your own (see docs/data.md)")
+    axis: tuple[str, ...] = option((), "only these axes, such as gender")
+    out: str = option("", "also write the report as JSON to this file", short="-o")
+    json: bool = option(False, "print JSON")
+
+
+def bias_(argv: list[str]) -> int:
+    from ladderlm.data.bias import Counts, Finder, bias_report
+    from ladderlm.data.groups import Terms, read_terms
+
+    config = parse("data bias", BiasConfig, argv, description="How often groups of people are spoken of, and as what.")
+    terms = read_terms(config.terms) if config.terms else Terms()
+    if unknown := set(config.axis) - set(terms.groups):
+        raise UsageError(f"no axis {min(unknown)!r}", cure=nearest(min(unknown), terms.groups))
+    if config.axis:
+        terms = Terms({axis: terms.groups[axis] for axis in config.axis}, terms.attributes, terms.pairs)
+    finder, counts = Finder(terms), Counts()
+    with show.progress():
+        for path in config.inputs:
+            for record in stream(path, lambda *_: None):
+                finder.add(counts, record)
+    found = bias_report(counts, terms)
+    if config.out:
+        write_json(Path(config.out), found)
+    if config.json:
+        show.emit_json(found)
+    else:
+        bias_table(found)
+    return 0
+
+
+def bias_table(found: Mapping[str, Any]) -> None:
+    """Mentions of each group, then the attributes whose interval excludes what is expected."""
+    rows, skewed = [], []
+    for axis, told in found["axes"].items():
+        for group, f in told["groups"].items():
+            rows.append((axis, group, f"{f['mentions']:,}", f"{f['per_million_words']:,}", f"{f['share']:.1%}"))
+        for attribute, shares in told["attributes"].items():
+            for group, s in shares.items():
+                if s["skewed"]:
+                    low, high = s["interval"]
+                    skewed.append((axis, attribute, group, f"{s['records']:,}",
+                                   f"{s['share']:.1%} [{low:.1%}, {high:.1%}]", f"{s['expected']:.1%}"))  # fmt: skip
+    show.table(rows, ("axis", "group", "mentions", "per million words", "share"))
+    if skewed:
+        show.table(skewed, ("axis", "attribute", "told of", "records", "share [95 %]", "expected"))

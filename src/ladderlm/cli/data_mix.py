@@ -1,9 +1,10 @@
-"""`ladderlm data mix|split|decontaminate|licences`: which records go into a dataset, and how often."""
+"""`ladderlm data mix|split|decontaminate|licences|balance|augment`: which records go into a dataset, and how often."""
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ladderlm.data.stages import run_stage, stream
 from ladderlm.data.stats import stats
 from ladderlm.errors import UsageError
 from ladderlm.store import sha256_of
-from ladderlm.types import Record
+from ladderlm.types import Chat, Completion, Conversation, Record, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,3 +181,90 @@ def licences_(argv: list[str]) -> int:
     else:
         show.table(rows, ("licence", "records", "commercial use", "conditions"))
     return 0
+
+
+# --- Changing -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceConfig:
+    inputs: tuple[str, ...] = option(help="datasets; - is stdin")
+    out: str = option("-", "where to write the records; - is stdout", short="-o")
+    axis: str = option("gender", "whose skew to shrink")
+    action: str = option(
+        "swap", "exchange group words in half of the records, add a swapped copy of each, or leave out records of the "
+        "side spoken of more", choices=("swap", "copy", "reweight"),
+    )  # fmt: skip
+    terms: str = option("", "a TOML file with lists and pairs of your own (see docs/data.md)")
+    seed: int = option(0, "another seed, another choice of records")
+    report: str = option("", "where to write the report (default: OUT.report.json)")
+    dropped: str = option("", "keep what is left out in this file")
+    json: bool = option(False, "print JSON")
+
+
+def balance_(argv: list[str]) -> int:
+    from ladderlm.data.balance import balance_stage
+    from ladderlm.data.groups import Terms, read_terms
+
+    config = parse("data balance", BalanceConfig, argv, description="Make a measured skew between groups smaller.")
+    terms = read_terms(config.terms) if config.terms else Terms()
+    counts, details = Counter[str](), dict[str, Any]()
+    stage = balance_stage(terms, config.axis, config.action, seed=config.seed, counts=counts, details=details)  # type: ignore[arg-type]
+    settings = {"axis": config.axis, "action": config.action, "seed": config.seed,
+                "terms": sha256_of(Path(config.terms)) if config.terms else ""}  # fmt: skip
+    with show.progress():
+        report = run_stage("balance", stage, config.inputs, config.out, settings, report=config.report,
+                           dropped=config.dropped, changed=counts, details=details)  # fmt: skip
+    show.stage(report, config.out, config.json)
+    if not config.json and config.out != "-":
+        axes = [(when, report.details[when]["axes"].get(config.axis)) for when in ("before", "after")]
+        rows = [(when, group, f"{f['mentions']:,}", f"{f['share']:.1%}", f"{axis['imbalance']:.4f}",
+                 sum(s["skewed"] for shares in axis["attributes"].values() for g, s in shares.items() if g == group))
+                for when, axis in axes if axis for group, f in axis["groups"].items()]  # fmt: skip
+        show.table(rows, ("when", "group", "mentions", "share", "imbalance", "skewed attributes"))
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentConfig:
+    inputs: tuple[str, ...] = option(help="datasets; - is stdin")
+    out: str = option("-", "where to write the records; - is stdout", short="-o")
+    ways: tuple[str, ...] = option((), "typo, keyboard, case, space (default: all four), paraphrase (needs --model)")
+    copies: int = option(1, "variants of each record")
+    rate: float = option(0.05, "the share of words or blanks that change")
+    keep: bool = option(True, "keep the records as they were too")
+    model: str = option("", "who paraphrases: a model's name, folder, or URL#model")
+    seed: int = option(0, "another seed, other variants")
+    report: str = option("", "where to write the report (default: OUT.report.json)")
+    json: bool = option(False, "print JSON")
+
+
+def augment_(argv: list[str]) -> int:
+    from ladderlm.data.augment import WAYS, augment_stage
+
+    config = parse("data augment", AugmentConfig, argv, description="Variants of what people type.")
+    ways = config.ways or (("paraphrase",) if config.model else tuple(WAYS))
+    counts = Counter[str]()
+    settings = {"ways": ways, "copies": config.copies, "rate": config.rate, "keep": config.keep, "seed": config.seed,
+                "model": config.model}  # fmt: skip
+    with show.progress(), contextlib.ExitStack() as stack:
+        paraphrase = None
+        if config.model:
+            from ladderlm.talk import open_chat
+
+            paraphrase = _paraphraser(stack.enter_context(contextlib.closing(open_chat(config.model))), config.seed)
+        stage = augment_stage(ways, copies=config.copies, rate=config.rate, keep=config.keep, seed=config.seed,
+                              paraphrase=paraphrase, counts=counts)  # fmt: skip
+        report = run_stage("augment", stage, config.inputs, config.out, settings, report=config.report, changed=counts)
+    show.stage(report, config.out, config.json)
+    return 0
+
+
+def _paraphraser(chat: Chat, seed: int) -> Callable[[str], str]:
+    ask = "Say the following in other words, with the same meaning and about as long. Answer with the new text alone."
+
+    def paraphrase(text: str) -> str:
+        sampling = Sampling(temperature=0.7, seed=seed, max_tokens=max(64, len(text)))
+        return Completion.fold(chat.stream(Conversation.of(text, ask), sampling)).text
+
+    return paraphrase

@@ -22,8 +22,9 @@ p.about{color:var(--soft);margin:.25rem 0 2rem}
 .figures div,section{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1rem 1.15rem}
 .figures dt{color:var(--soft);font-size:.85rem}
 .figures dd{margin:0;font-size:1.45rem;font-variant-numeric:tabular-nums}
-.parts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1rem}
+.parts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1rem;align-items:start}
 section.wide{grid-column:1/-1}
+section.wide td.b{width:75%}
 table{width:100%;border-collapse:collapse;font-size:.9rem}
 caption{text-align:left;color:var(--soft);font-size:.85rem;caption-side:bottom;padding-top:.6rem}
 th{font-weight:400;text-align:left;padding:.2rem .75rem .2rem 0;max-width:16rem;overflow-wrap:anywhere}
@@ -68,13 +69,14 @@ def _table(title: str, rows: Sequence[tuple[str, int]], note: str = "", wide: bo
     if not rows:
         return ""
     most = max(count for _, count in rows) or 1
-    body = "".join(
-        f'<tr><th scope="row">{name}</th><td class="b"><i style="width:{100 * count / most:.1f}%"></i></td>'
-        f'<td class="n">{count:,}</td></tr>'
-        for name, count in rows
-    )
+    body = "".join(f'<tr><th scope="row">{name}</th>{_bar(count, most)}</tr>' for name, count in rows)
     caption = f"<caption>{escape(note)}</caption>" if note else ""
     return f"<section{' class=wide' if wide else ''}><h2>{escape(title)}</h2><table>{caption}{body}</table></section>"
+
+
+def _bar(count: int, most: int) -> str:
+    line = f'<i style="width:{100 * count / most:.1f}%"></i>' if count else ""
+    return f'<td class="b">{line}</td><td class="n">{count:,}</td>'
 
 
 def _bars(title: str, counts: Mapping[str, int], shown: int) -> str:
