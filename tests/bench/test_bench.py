@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-NAMES = ["startup", "speed", "parity", "quantise", "gguf", "engine", "sizes", "warm", "turns", "crash"]
+NAMES = ["startup", "speed", "parity", "quantise", "gguf", "engine", "sizes", "warm", "turns", "crash", "prepare"]
 
 
 @pytest.mark.slow

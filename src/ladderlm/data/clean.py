@@ -28,7 +28,7 @@ _CONTROL_WIDE = re.compile(
     "\ufffe\uffff\ud800-\udfff\ue000-\uf8ff]"
 )
 _EMPTY = re.compile(r"\n{3,}")
-_CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]", re.IGNORECASE)
+_CITATION = re.compile(r"\[(?:\d*|(?i:edit|citation needed))\]")
 _FRAME_WORDS = 10  # a frame's line has no more
 _FRAME = re.compile(
     r"\W*(?:[\d.,]+[km]?\s+(?:likes?|shares?|comments?|retweets?|views?|followers?|repl(?:y|ies))"
