@@ -1,87 +1,271 @@
-"""Text gathered from folders, and from what every machine with Python has: the standard library's own sources."""
+"""Text gathered from files, the web and the hub, and from what every machine with Python has: its library's sources."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
+import dataclasses
 import glob
+import hashlib
 import itertools
 import re
+import shutil
+import sys
 import sysconfig
+import tempfile
+import time
+import urllib.parse
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 from ladderlm import events
-from ladderlm.data.records import make_record, read_records, record_id
-from ladderlm.errors import FormatError, NotFound
+from ladderlm.data.archives import Refused, open_blob
+from ladderlm.data.collect_formats import How, hidden, known, read, refused
+from ladderlm.data.hub import PREFIX, dataset_files
+from ladderlm.data.licence_files import LicenceFiles
+from ladderlm.data.records import make_record, record_id
+from ladderlm.data.stages import Dropped, StageReport, code_version, done_before, read_report, report_path, writer
+from ladderlm.data.web import DEFAULT, Crawler, Manners, crawl, url_list
+from ladderlm.errors import FormatError, NotFound, UsageError
+from ladderlm.store import sha256_of, write_json
 from ladderlm.types import Record
 
-TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".py")
-RECORD_SUFFIXES = (".jsonl", ".ndjson")
 PYTHON = ("python:sources", "python:docs")
 PYTHON_LICENCE = "PSF-2.0"
 # tests, generated tables, vendored wheels, and a parser of Python 2
 _NOT_PYTHON = {"test", "tests", "idle_test", "lib2to3", "site-packages", "dist-packages", "__pycache__", "ensurepip"}
-_SPDX = re.compile(r"SPDX-License-Identifier:\s*([\w.+-]+)")
+_LINKS = ("http://", "https://")
+_NOT_TOLD = ("unknown-type", "not-text", "duplicate")  # collect() tells of damage only
+_BROKEN_ROWS = ("broken-json", "not-a-record", "line-too-long")
 
 
 def collect(*paths: str | Path, licence: str = "unknown") -> list[Record]:
-    """Text records from files, folders (searched through) and globs: .txt .md .rst .py .jsonl, each perhaps .gz.
+    """Text records from files, folders (searched through) and globs, and all else that gather() takes, in memory.
 
-    `python:sources` and `python:docs` stand for the standard library (see python_corpus). Sorted by path; hidden
-    files, empty files and what is not UTF-8 text are left out, exact duplicates too (both counts are reported as an
-    event). `source` is the path within the folder; the licence is the file's own `SPDX-License-Identifier` where it
-    has one, else `licence`. Raises NotFound, and FormatError for an empty corpus.
+    Exact duplicates and unreadable files are left out (both counts are reported as an event). Raises NotFound, and
+    FormatError for an empty corpus or a broken line in a .jsonl file.
     """
     records, bad = list[Record](), 0
-    for name in (p for p in paths if p in PYTHON):
-        records += python_corpus("docs" if name == "python:docs" else "sources")
-    files = [pair for path in paths if path not in PYTHON for pair in _files(path)]
-    for file, source in events.track(files, "collect", unit="files"):
-        try:
-            found = read_records(file, licence=licence)
-        except FormatError:
-            if file.name.removesuffix(".gz").endswith(RECORD_SUFFIXES):
-                raise
-            bad += 1
-            continue
-        for record in found:
-            if record.kind == "text" and record["text"].strip() and "\0" not in record["text"]:
-                stated = _SPDX.search(record["text"], 0, 2000)
-                own = stated[1] if stated and record.licence == "unknown" else record.licence
-                records.append(make_record("text", record.fields, source=source, licence=own, **record.meta))
+    with tempfile.TemporaryDirectory(prefix="ladderlm-") as folder:
+        for item in gather(*paths, licence=licence, state=Path(folder)):
+            if isinstance(item, Record):
+                records.append(item)
+            elif item.rule in _BROKEN_ROWS and ":" in item.record.source:
+                cure = "correct or remove the line, or: ladderlm data collect, which leaves it out"
+                raise FormatError(item.rule.replace("-", " "), where=item.record.source, cure=cure)
+            else:
+                bad += item.rule not in _NOT_TOLD
     unique = dedup(records)
     message = f"{len(unique)} texts; left out {len(records) - len(unique)} duplicates, {bad} unreadable files"
     events.emit("collect", message, data={"texts": len(unique), "duplicates": len(records) - len(unique), "bad": bad})
     if not unique:
-        where = ", ".join(map(str, paths))
-        raise FormatError("no text found", where=where, cure=f"expected {' '.join(TEXT_SUFFIXES)} or .jsonl files")
+        raise _nothing(paths)
     return unique
 
 
+def _nothing(paths: Iterable[str | Path], why: str = "") -> FormatError:
+    cure = "expected texts, documents, code, tables or archives: ladderlm data collect --help"
+    return FormatError("no text found" + (f"; {why}" if why else ""), where=", ".join(map(str, paths)), cure=cure)
+
+
+def gather(
+    *sources: str | Path, licence: str = "unknown", text_field: str = "", state: Path, manners: Manners = DEFAULT
+) -> Iterator[Record | Dropped]:
+    """Text records, one at a time, and what is left out, by rule.
+
+    A source is a file, folder or glob (types: collect_formats.READERS), `python:sources` or `python:docs` (the
+    standard library), a web address (a page, a sitemap, or a file to fetch), `urls:FILE` (a list of pages),
+    `hub:datasets/org/name[@revision][:GLOB]`. `source` is the path within the folder. `text_field` names the column
+    of tables that holds the text. `state` is a folder that keeps what was fetched. Files come sorted by path; hidden
+    ones are passed over. Raises NotFound, MissingExtra, NetworkError.
+    """
+    how = How(licence, text_field)
+    with contextlib.closing(_Web(state, manners)) as web:
+        for source in sources:
+            name = str(source)
+            if name in PYTHON:
+                yield from python_corpus("docs" if name == "python:docs" else "sources")
+            elif name.startswith(PREFIX):
+                for path, inside, stated in dataset_files(name):
+                    yield from _read(path, inside, How(stated if stated != "unknown" else licence, text_field), True)
+            elif name.startswith("urls:"):
+                file = Path(name.removeprefix("urls:")).expanduser()
+                yield from crawl(name, url_list(file), web.crawler(), how)
+            elif name.startswith(_LINKS):
+                yield from _address(name, web.crawler(), how)
+            else:
+                yield from _local(source, how)
+
+
+class _Web:
+    """A crawler that is made only when a source needs it: its HTTP library takes a while to import."""
+
+    def __init__(self, folder: Path, manners: Manners) -> None:
+        self._folder, self._manners, self._made = folder, manners, contextlib.ExitStack()
+        self._crawler: Crawler | None = None
+
+    def crawler(self) -> Crawler:
+        if self._crawler is None:
+            self._crawler = self._made.enter_context(contextlib.closing(Crawler(self._folder, self._manners)))
+        return self._crawler
+
+    def close(self) -> None:
+        self._made.close()
+
+
+def _address(url: str, crawler: Crawler, how: How) -> Iterator[Record | Dropped]:
+    """A sitemap's pages, a file's records, or one page."""
+    path = urllib.parse.urlsplit(url).path
+    if path.endswith((".xml", ".xml.gz")):
+        host = urllib.parse.urlsplit(url).hostname or ""
+        try:
+            yield from crawl(url, crawler.sitemap(url), crawler, how, host=host)
+        except Refused as error:
+            raise FormatError(f"not a sitemap that can be read: {error}", where=url) from None
+    elif known(path) and not path.endswith((".html", ".htm", ".txt", ".md", ".xhtml")):
+        file = crawler.download(url)
+        yield from _read(file, PurePosixPath(path).name, how, True)
+    else:
+        yield from crawl(url, [url], crawler, how)
+
+
+def _local(path: str | Path, how: How) -> Iterator[Record | Dropped]:
+    files = list(_files(path))
+    named, total, done = len(files) == 1 and files[0][0] == Path(path).expanduser(), 0, 0
+    total = sum(file.stat().st_size for file, _ in files)
+    for file, inside in files:
+        yield from _read(file, inside, how, named, done, total)
+        done += file.stat().st_size
+    if total:
+        events.emit("collect", done=total / 1e6, total=total / 1e6, unit="MB", finished=True)
+
+
+def _read(file: Path, name: str, how: How, named: bool, before: int = 0, total: int = 0) -> Iterator[Record | Dropped]:
+    """The records of one file; tells how far it is at most ten times a second."""
+    last = time.monotonic()
+    try:
+        with open_blob(file, name) as blob:
+            for item in read(blob, how, named=named):
+                yield item
+                if total and time.monotonic() - last > 0.1:
+                    last = time.monotonic()
+                    events.emit("collect", done=(before + blob.file.tell()) / 1e6, total=total / 1e6, unit="MB")
+    except OSError as error:
+        yield refused(name, Refused("unreadable", str(error)))
+
+
 def _files(path: str | Path) -> Iterator[tuple[Path, str]]:
-    """(file, its name within `path`), sorted, without hidden ones."""
+    """(file, its name within `path`), sorted, without hidden ones and LICENSE files."""
     path = Path(path).expanduser()
     if path.is_file():
         yield path, path.name
         return
     if path.is_dir():
         for file in sorted(path.rglob("*")):
-            inside = file.relative_to(path)
-            hidden = any(part.startswith(".") or part == "__pycache__" for part in inside.parts)
-            if file.is_file() and not hidden and _known(file):
-                yield file, inside.as_posix()
+            inside = file.relative_to(path).as_posix()
+            if file.is_file() and not hidden(inside) and not LicenceFiles.is_licence(inside):
+                yield file, inside
         return
     matches = sorted(glob.glob(str(path), recursive=True))
     if not matches:
         raise NotFound("no such file or folder", where=str(path), cure="check the path, or quote the glob")
     for match in matches:
-        if Path(match).is_file() and _known(Path(match)):
+        if Path(match).is_file() and known(match):
             yield Path(match), match
 
 
-def _known(file: Path) -> bool:
-    return file.name.removesuffix(".gz").endswith(TEXT_SUFFIXES + RECORD_SUFFIXES)
+# --- As a stage ---------------------------------------------------------------------------------------------------
+
+
+def run_collect(
+    sources: Sequence[str | Path],
+    out: str | Path,
+    *,
+    licence: str = "unknown",
+    text_field: str = "",
+    manners: Manners = DEFAULT,
+    report: str | Path = "",
+    dropped: str | Path = "",
+) -> StageReport:
+    """Gathers texts into `out` without exact repeats, with its report beside it, holding 16 bytes of each.
+
+    What comes over the network is kept in OUT.crawl until the work is done: the same call goes on after a break.
+    The same local files and settings are not gathered twice. Raises FormatError when no text was found.
+    """
+    if any(str(out) == str(source) != "-" for source in sources):
+        raise UsageError("the output is one of the inputs", where=str(out), cure="name another file: -o FILE")
+    told = Path(report) if report else None if str(out) == "-" else report_path(out)
+    inputs, lineage, size = _inputs(sources)
+    planned = StageReport("collect", {"licence": licence, "text_field": text_field}, inputs, code_version(),
+                          bytes_in=size, lineage=lineage)  # fmt: skip
+    if told and (before := done_before(told, planned, out, dropped)):
+        events.emit("collect", f"already done: {out} is what these inputs and settings give")
+        return before
+    drops: Counter[str] = Counter()
+    with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="ladderlm-"))
+        state = Path(temporary) if str(out) == "-" else Path(f"{out}.crawl")
+        kept = stack.enter_context(writer(out))
+        left = stack.enter_context(writer(dropped)) if dropped else None
+        items = gather(*sources, licence=licence, text_field=text_field, state=state, manners=manners)
+        for item in unique(items):
+            if isinstance(item, Record):
+                kept.add(item)
+                continue
+            drops[item.rule] += 1
+            if left:
+                left.add(dataclasses.replace(item.record, meta={**item.record.meta, "rule": item.rule}))
+        if not kept.records:
+            most = ", ".join(f"{rule} {n:,}" for rule, n in drops.most_common(4))
+            raise _nothing(sources, f"left out: {most}" if most else "")
+        if left:
+            left.close()
+        done = dataclasses.replace(
+            planned, records_in=kept.records + drops.total(), records_out=kept.records, bytes_out=kept.bytes,
+            dropped=dict(sorted(drops.items())), output=kept.close(),
+        )  # fmt: skip
+    shutil.rmtree(Path(f"{out}.crawl"), ignore_errors=True)
+    if told:
+        write_json(told, done.to_dict())
+    return done
+
+
+def unique(items: Iterable[Record | Dropped]) -> Iterator[Record | Dropped]:
+    """The items with exact repeats of a text turned into drops (the first stays): 16 bytes are held of each text."""
+    seen: set[bytes] = set()
+    for item in items:
+        if isinstance(item, Record):
+            key = hashlib.blake2b(item["text"].encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            if key in seen:
+                yield Dropped(item, "duplicate")
+                continue
+            seen.add(key)
+        yield item
+
+
+def _inputs(sources: Iterable[str | Path]) -> tuple[tuple[dict[str, str], ...], tuple[dict[str, Any], ...], int]:
+    """Name and sha256 of each source (of a folder: of its files' names and contents; remote: ""), reports, bytes."""
+    inputs, lineage, size = [], list[dict[str, Any]](), 0
+    for source in sources:
+        name = str(source)
+        if name in PYTHON:
+            inputs.append({"name": name, "sha256": hashlib.sha256(sys.version.encode()).hexdigest()})
+            continue
+        if name.startswith((*_LINKS, "urls:", PREFIX)):
+            inputs.append({"name": name, "sha256": ""})
+            continue
+        sha, files = hashlib.sha256(), list(_files(source))
+        for file, inside in files:
+            with contextlib.suppress(OSError):  # it will be counted as unreadable
+                content = sha256_of(file)
+                sha.update(f"{inside}\0{content}\n".encode("utf-8", "surrogateescape"))
+                size += file.stat().st_size
+                if (before := read_report(file)) and before.get("output") == content:
+                    lineage.append(before)
+        inputs.append({"name": Path(name).name, "sha256": sha.hexdigest()})
+    return tuple(inputs), tuple(lineage), size
 
 
 def dedup(records: Iterable[Record]) -> list[Record]:
