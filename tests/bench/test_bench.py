@@ -29,3 +29,13 @@ def test_a_minute_of(name: str, tmp_path: Path, default_model: str, workspace: P
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(out.read_text())["name"] == name
+
+
+def test_a_minute_of_pii(shared_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "pii", "--minute", "--out", str(out)],
+        cwd=ROOT, capture_output=True, text=True, check=False, env=dict(os.environ),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text())["shared"]["ours"]["phone"]["f1"] > 0.9

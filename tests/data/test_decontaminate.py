@@ -68,6 +68,12 @@ def test_repeats_are_found_and_places_told(bench):
     }
 
 
+def test_places_hold_where_small_letters_are_longer(bench):
+    benchmarks = Benchmarks([bench])
+    before = "İİİ Straße " * 5
+    assert benchmarks.spans(before + QUESTION) == [(len(before), len(before) + len(QUESTION) - 1)]
+
+
 def test_random_windows_agree_with_a_plain_search(tmp_path):
     rng = random.Random(7)
     words = [f"w{i}" for i in range(6)]

@@ -12,6 +12,7 @@ from ladderlm import events
 from ladderlm.cli import show
 from ladderlm.cli.args import parse
 from ladderlm.config import option
+from ladderlm.data.language import identify
 from ladderlm.data.page import render_page
 from ladderlm.data.pii import DEFAULT, KINDS
 from ladderlm.data.stages import run_stage, stream
@@ -24,6 +25,7 @@ from ladderlm.store import atomic_file, write_json
 class StatsConfig:
     file: str = option(help="a dataset; - is stdin")
     model: str = option("", "also count tokens, with this model's tokenizer")
+    languages: bool = option(False, "name each record's language (needs the extra data)")
     page: str = option("", "also write a page to look at, one HTML file")
     skip_bad: bool = option(False, "leave out lines that cannot be read, and say how many")
     json: bool = option(False, "print JSON")
@@ -40,7 +42,7 @@ def stats_(argv: list[str]) -> int:
             from ladderlm.models import open_model
 
             tokenizer = open_model(config.model).tokenizer
-        found = stats(records, tokenizer)
+        found = stats(records, tokenizer, (lambda text: identify(text).code) if config.languages else None)
         if not found.records:
             raise FormatError("no readable record", where=config.file, cure="expected one JSON object a line, or text")
         if bad:

@@ -14,6 +14,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from ladderlm.types import Record
 Ids = npt.NDArray[np.uint64]
 _WORD = re.compile(r"\w+")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
+_BEGIN_SHIFT = np.uint64(40)
 LEAST_WORDS = 8
 MARGIN = 200  # characters cut on either side of what is repeated, and the least that a remaining piece must have
 MOST_PIECES = 10
@@ -95,6 +97,8 @@ class Benchmarks:
             raise UsageError(f"n must be at least {LEAST_WORDS}", where=f"n={n}", cure="shorter n-grams are everywhere")
         self.n = n
         self._words: dict[str, int] = {}
+        # whether some n-gram begins with LEAST_WORDS words of such a hash: nearly all of a text ends here
+        self._begins = np.zeros(1 << 24, np.bool_)
         self.names = [Path(p).name for p in paths]
         self._sizes, self._short = [0] * len(paths), [0] * len(paths)
         grams: dict[int, tuple[list[Ids], list[npt.NDArray[np.int64]]]] = {}
@@ -110,38 +114,42 @@ class Benchmarks:
     def _add(self, item: Sequence[str], grams: dict[int, tuple[list[Ids], list[npt.NDArray[np.int64]]]]) -> bool:
         long_enough = False
         for text in item:
-            words = [m[0] for m in _WORD.finditer(text.lower())]
+            words = _words(text)
             if len(words) < LEAST_WORDS:
                 continue
             ids = np.array([self._words.setdefault(w, len(self._words) + 1) for w in words], np.uint64)
             length = min(self.n, len(words))
             hashes, owners = grams.setdefault(length, ([], []))
-            hashes.append(_hashes(ids, length))
+            hashes.extend(found for _, found, _ in _windows(ids, (length,)))
+            for _, found, _ in _windows(ids, (LEAST_WORDS,)):
+                self._begins[found >> _BEGIN_SHIFT] = True
             owners.append(np.full(len(hashes[-1]), len(self._owner)))
             long_enough = True
         return long_enough
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """The places of `text` that repeat a benchmark, in order and joined where they touch; the items are marked."""
-        words = list(_WORD.finditer(text.lower()))
         known = self._words.get
-        ids = np.fromiter((known(w[0], 0) for w in words), np.uint64, len(words))
+        words = _words(text)
+        ids = np.fromiter(map(known, words, repeat(0)), np.uint64, len(words))
         hit = np.zeros(len(ids) + 1, np.int64)
-        for length, (hashes, owners) in self._grams.items():
-            if len(ids) < length:
-                continue
-            starts = np.flatnonzero(_inside(ids, length))  # an unknown word cannot be part of a match
-            looked = _hashes(ids, length)[starts]
+        for length, looked, starts in _windows(ids, tuple(self._grams), self._begins):
+            hashes, owners = self._grams[length]
             left = np.searchsorted(hashes, looked)
             found = (left < len(hashes)) & (hashes[np.minimum(left, len(hashes) - 1)] == looked)
+            if not found.any():
+                continue
             right = np.searchsorted(hashes, looked[found], "right")
             for a, b in zip(left[found], right, strict=True):
                 self.hit.update(owners[a:b].tolist())
             np.add.at(hit, starts[found], 1)
             np.add.at(hit, starts[found] + length, -1)
         covered = np.cumsum(hit[:-1]) > 0
+        if not covered.any():
+            return []
+        places = [word.span() for word in _WORD.finditer(text)]
         edges = np.flatnonzero(np.diff(covered, prepend=False, append=False))
-        return [(words[a].start(), words[b - 1].end()) for a, b in edges.reshape(-1, 2)]
+        return [(places[a][0], places[b - 1][1]) for a, b in edges.reshape(-1, 2)]
 
     def report(self) -> dict[str, Any]:
         """For each file: items, those too short to look for, those met in the text, their share and numbers."""
@@ -162,22 +170,41 @@ def _sorted(hashes: list[Ids], owners: list[npt.NDArray[np.int64]]) -> tuple[Ids
     return flat[order], owner[order]
 
 
-def _hashes(ids: Ids, length: int) -> Ids:
-    """hashes_T: one for each window of `length` words, 64 bits: among 10^9 windows a chance match is one in 10^5 for
-    a benchmark of 10^5 n-grams."""
-    out = np.zeros(len(ids) - length + 1, np.uint64)
+def _words(text: str) -> list[str]:
+    lower = text.lower()
+    # some capitals have a small form of two characters, whose second ends the word
+    return _WORD.findall(lower) if len(lower) == len(text) else [word.lower() for word in _WORD.findall(text)]
+
+
+def _windows(
+    ids: Ids, lengths: Sequence[int], begins: npt.NDArray[np.bool_] | None = None
+) -> Iterator[tuple[int, Ids, npt.NDArray[np.int64]]]:
+    """(length, hashes_N, starts_N) of the windows all of whose words are known (not 0), for each of `lengths`, rising,
+    without those whose first words `begins` does not hold.
+
+    64 bits: that one of 10^9 windows meets one of 10^5 n-grams by chance has odds of one in 10^5.
+    """
+    unknown = np.concatenate([[0], np.cumsum(ids == 0)])
+    shortest = min(lengths, default=0)
+    if len(ids) < shortest or not lengths:
+        return
+    starts = np.flatnonzero(unknown[shortest:] == unknown[:-shortest])
     mixed = (ids ^ (ids >> np.uint64(7))) * _MIX
     mixed ^= mixed >> np.uint64(29)
-    for k in range(length):
-        out = out * np.uint64(0xBF58476D1CE4E5B9) + mixed[k : k + len(out)]
+    out = np.zeros(len(starts), np.uint64)
+    for k in range(max(lengths)):
+        if k >= shortest:  # the windows go on growing where the next word is known too
+            on = (starts + k < len(ids)) & (ids[np.minimum(starts + k, len(ids) - 1)] != 0)
+            starts, out = starts[on], out[on]
+        if not len(starts):
+            return
+        out = out * np.uint64(0xBF58476D1CE4E5B9) + mixed[starts + k]
         out ^= out >> np.uint64(31)
-    return out
-
-
-def _inside(ids: Ids, length: int) -> npt.NDArray[np.bool_]:
-    """For each window whether all its words are known."""
-    unknown = np.concatenate([[0], np.cumsum(ids == 0)])
-    return unknown[length:] == unknown[:-length]
+        if k + 1 == LEAST_WORDS and begins is not None:
+            on = begins[out >> _BEGIN_SHIFT]
+            starts, out = starts[on], out[on]
+        if k + 1 in lengths:
+            yield k + 1, out, starts
 
 
 # --- The stage ----------------------------------------------------------------------------------------------------
