@@ -72,7 +72,7 @@ def read(blob: Blob, how: How, *, named: bool = False, depth: int = 0) -> Iterat
     except Refused as error:
         yield refused(blob.name, error)
     except archives.broken() as error:
-        packed = depth or archives.is_packed(blob)
+        packed = depth or archives.is_packed(blob) or blob.suffix == ".warc"
         yield refused(blob.name, Refused("broken-archive" if packed else "unreadable", str(error)[:200]))
 
 
