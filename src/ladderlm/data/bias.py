@@ -21,6 +21,7 @@ from ladderlm.types import Record
 
 WINDOW = 10  # words on either side
 _WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
+LEAST_RECORDS = 20  # fewer say nothing, and many pairs are looked at
 _Z = 1.959964  # 95 %
 
 Pair = tuple[str, str]  # (axis, group)
@@ -163,8 +164,9 @@ def _shares(counts: Counts, axis: str, base: Mapping[str, float], attribute: str
         hits = counts.told[axis, group, attribute]
         low, high = wilson(hits, total)
         if total:
+            outside = total >= LEAST_RECORDS and not low <= expected <= high
             shares[group] = {
                 "records": hits, "share": round(hits / total, 4), "expected": round(expected, 4),
-                "interval": [round(low, 4), round(high, 4)], "skewed": not low <= expected <= high,
+                "interval": [round(low, 4), round(high, 4)], "skewed": outside,
             }  # fmt: skip
     return shares

@@ -63,6 +63,7 @@ class Taken:
     below: int  # of 2 ** 64
     size: int  # of the part
     records: int  # in the part
+    taken: int  # size of what the mixture takes
 
 
 def byte_size(record: Record) -> int:
@@ -123,14 +124,15 @@ def take(sizes: npt.NDArray[np.int64], epochs: float, seed: int, part: int) -> T
     """Whole passes and the rest: the records with the smallest keys, as many as come nearest to the size wanted."""
     passes, total = int(epochs), int(sizes.sum())
     wanted = round((epochs - passes) * total)
-    below = 0
+    below, rest = 0, 0
     if wanted > 0:
         keys = _keys(seed, part, 0, len(sizes), passes)
         order = np.argsort(keys)
         sums = np.concatenate([[0], np.cumsum(sizes[order])])
         count = int(np.argmin(np.abs(sums - wanted)))
         below = int(keys[order[count - 1]]) + 1 if count else 0
-    return Taken(passes, below, total, len(sizes))
+        rest = int(sums[count])
+    return Taken(passes, below, total, len(sizes), passes * total + rest)
 
 
 def mix_stage(
@@ -158,7 +160,7 @@ def mix_stage(
         if details is not None:
             details.update(parts=[
                 {"name": Path(p.path).name, "records": t.records, "size": t.size, "epochs": round(e, 4),
-                 "taken": round(e * t.size)} for p, t, e in zip(parts, taken, epochs, strict=True)
+                 "taken": t.taken} for p, t, e in zip(parts, taken, epochs, strict=True)
             ])  # fmt: skip
         total = sum(e * t.size for e, t in zip(epochs, taken, strict=True)) * (1 if size is byte_size else 8)
         yield from shuffled(_chosen(records, taken, seed), int(total))
