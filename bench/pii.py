@@ -33,7 +33,7 @@ Span = tuple[str, int, int]
 Row = tuple[str, set[Span]]
 
 _PRESIDIO = """
-import json, logging, os, sys, time
+import importlib.metadata, json, logging, os, sys, time
 os.environ["TLDEXTRACT_CACHE"] = ""
 logging.disable(logging.CRITICAL)
 from presidio_analyzer import EntityRecognizer
@@ -46,7 +46,8 @@ found, began = [], time.process_time()
 for text in texts:
     got = [x for r in recognisers for x in r.analyze(text, r.supported_entities, None) if x.score > 0]
     found.append([[x.entity_type, x.start, x.end] for x in EntityRecognizer.remove_duplicates(got)])
-print(json.dumps({"found": found, "cpu_seconds": time.process_time() - began}))
+print(json.dumps({"found": found, "cpu_seconds": time.process_time() - began,
+                  "version": importlib.metadata.version("presidio-analyzer")}))
 """
 
 
@@ -140,7 +141,7 @@ def ours(texts: list[str]) -> tuple[list[set[Span]], float]:
     return [{("date" if f.kind == "birth_date" else f.kind, f.start, f.end) for f in fs} for fs in found], seconds
 
 
-def presidio(texts: list[str]) -> tuple[list[set[Span]], float] | None:
+def presidio(texts: list[str]) -> tuple[list[set[Span]], float, str] | None:
     python = os.environ.get("PRESIDIO", sys.executable)
     run = subprocess.run(
         [python, "-c", _PRESIDIO], input=json.dumps(texts), capture_output=True, text=True, check=False
@@ -150,7 +151,7 @@ def presidio(texts: list[str]) -> tuple[list[set[Span]], float] | None:
     told = json.loads(run.stdout.splitlines()[-1])
     names = {**KINDS, "URL": "url"}
     found = [{(names[kind], start, end) for kind, start, end in row if kind in names} for row in told["found"]]
-    return found, told["cpu_seconds"]
+    return found, told["cpu_seconds"], told["version"]
 
 
 def scores(rows: list[Row], found: list[set[Span]]) -> dict[str, Any]:
@@ -188,6 +189,7 @@ def measure(minute: bool) -> dict[str, Any]:
         result = {"texts": len(texts), "ours": scores(rows, found), "ours_mb_per_cpu_second": round(size / seconds, 1)}
         if other := presidio(texts):
             result |= {"presidio": scores(rows, other[0]), "presidio_mb_per_cpu_second": round(size / other[1], 3)}
+            figures["presidio_version"] = other[2]
             for kind, score in result["ours"].items():
                 figures["bars"][f"{name}: F1 of {kind} at least presidio's"] = (
                     score["f1"] >= result["presidio"][kind]["f1"]
