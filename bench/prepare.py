@@ -23,9 +23,7 @@ from typing import Any
 
 from bench.near import judged, near_duplicates
 from ladderlm.data.clean import clean
-from ladderlm.data.clean_kernels import measure as measured
-from ladderlm.data.clean_kernels import points
-from ladderlm.data.clean_rules import broken, choose
+from ladderlm.data.clean_rules import choose
 from ladderlm.data.collect import python_corpus
 from ladderlm.data.dedup import dedup
 from ladderlm.data.minhash import MinHash
@@ -96,16 +94,6 @@ try:
     found["rensa"] = time.process_time() - began
 except ImportError:
     pass
-# the same words on both sides: those between white space, which datatrove's splitter cuts further
-import datatrove.pipeline.filters.fineweb_quality_filter as fineweb
-import datatrove.pipeline.filters.gopher_quality_filter as quality
-import datatrove.pipeline.filters.gopher_repetition_filter as repetition
-for module in (fineweb, quality, repetition):
-    module.split_into_words = lambda text, language=None: text.split()
-judges = (GopherQualityFilter(), GopherRepetitionFilter(), FineWebQualityFilter())
-found["stays"] = [
-    [f.filter(Document(text=row["fields"]["text"], id="")) is True for f in judges]
-    for row in everything if len(row["fields"]["text"].split()) >= 50]
 print(json.dumps(found))
 """
 
@@ -138,24 +126,7 @@ def ours(source: Path, folder: Path) -> dict[str, float]:
             "kept": second.records_out}  # fmt: skip
 
 
-def agreement(source: Path, theirs: list[list[bool]]) -> dict[str, float]:
-    """The share of texts of 50 words or more on which our rules and datatrove's filters agree, by family."""
-    repeating = ("gopher-duplicate-", "gopher-top-")
-    gopher, fineweb = choose(["gopher"]), choose(["fineweb"])
-    families = {
-        "gopher, quality": {k: v for k, v in gopher.items() if k.startswith("gopher") and not k.startswith(repeating)},
-        "gopher, repetition": {k: v for k, v in gopher.items() if k.startswith(repeating)},
-        "fineweb": {k: v for k, v in fineweb.items() if k.startswith("fineweb")},
-    }
-    texts = [text for r in stream(source) if len((text := r["text"]).split()) >= 50]
-    stats = [measured(points(text)) for text in texts]
-    return {
-        name: round(statistics.mean((not broken(s, rules)) == t[i] for s, t in zip(stats, theirs, strict=True)), 4)
-        for i, (name, rules) in enumerate(families.items())
-    } | {"texts": len(texts)}
-
-
-def peers(source: Path, folder: Path) -> dict[str, Any] | str:
+def peers(source: Path, folder: Path) -> dict[str, float] | str:
     """The same of the others, or why there are none."""
     python = os.environ.get("DATATROVE", sys.executable)
     done = subprocess.run(
@@ -196,13 +167,12 @@ def measure(minute: bool) -> dict[str, Any]:
         whole, part = corpus(folder, *((150, 0.5) if minute else (1000, 2.0)))
         sizes = {path: sum(len(r["text"].encode()) for r in stream(path)) / 1e6 for path in (whole, part)}
         ours(part, folder)  # compiles
-        mine, theirs, left_out, agreed = [], [], "", {}
+        mine, theirs, left_out = [], [], ""
         for _ in range(1 if minute else 3):
             mine.append(ours(part, folder))
             if isinstance(found := peers(part, folder), str):
                 left_out = found
                 break
-            agreed = agreement(part, found.pop("stays"))
             theirs.append(found)
         whole_run = min((ours(whole, folder) for _ in range(1 if minute else 3)), key=lambda r: r["clean"] + r["dedup"])
         speed = sizes[whole] / (whole_run["clean"] + whole_run["dedup"])
@@ -224,7 +194,6 @@ def measure(minute: bool) -> dict[str, Any]:
         "precision at least 0.98": duplicates["precision"] >= 0.98,
     }
     if ratios:
-        figures["agreement"] = agreed
         figures["times_faster"] = round(statistics.median(ratios), 1)
         bars["at least 10 times datatrove and datasketch"] = figures["times_faster"] >= 10
     else:

@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-NAMES = ["startup", "speed", "parity", "quantise", "gguf", "engine", "sizes", "warm", "turns", "crash", "prepare"]
+NAMES = ["startup", "speed", "parity", "quantise", "gguf", "engine", "sizes", "warm", "turns", "tokenizer", "crash",
+         "prepare"]  # fmt: skip
 
 
 @pytest.mark.slow

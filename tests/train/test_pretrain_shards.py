@@ -9,12 +9,13 @@ import pytest
 
 pytest.importorskip("torch")
 
+from ladderlm.data.packing import best_fit
 from ladderlm.data.records import make_record
 from ladderlm.data.shards import write_shards
 from ladderlm.errors import UsageError
 from ladderlm.models import open_model
 from ladderlm.text.bpe import train_bpe
-from ladderlm.train.corpus import Tokens, from_shards, windows
+from ladderlm.train.corpus import Tokens, from_shards, packed, windows
 from ladderlm.train.pretrain import run
 from ladderlm.train.settings import PretrainConfig
 
@@ -46,8 +47,32 @@ def _one(parent: Path) -> None:
     from_shards(parent / "one", 300)
 
 
+def test_packed_rows_hold_every_target_once(folder: Path) -> None:
+    tokens = from_shards(folder, 0).tokens
+    whole = np.asarray(tokens.ids_N)
+    get = packed(tokens, 40, 1, 3, 0)
+    count = len(best_fit(tokens.starts, len(whole), 40))
+    batches = [get(i) for i in range(count)]
+    seen = np.sort(np.concatenate([b.targets_N.numpy() for b in batches]))
+    assert (seen == np.sort(np.delete(whole, tokens.starts))).all()  # all but the start tokens
+    assert max(b.tokens for b in batches) <= 40
+    assert (packed(tokens, 40, 1, 3, 0)(count + 3).targets_N == get(count + 3).targets_N).all()
+    assert any(get(i + count).targets_N.tolist() != batches[i].targets_N.tolist() for i in range(9))
+
+
 def test_a_model_grows_from_shards(folder: Path, tmp_path: Path) -> None:
-    run(PretrainConfig(data=str(folder), out=str(tmp_path / "m"), layers=1, dim=32, heads=1, seq_len=32, steps=3))
+    run(
+        PretrainConfig(
+            data=str(folder),
+            out=str(tmp_path / "m"),
+            layers=1,
+            dim=32,
+            heads=1,
+            seq_len=32,
+            steps=3,
+            packing="best-fit",
+        )
+    )
     files = open_model(str(tmp_path / "m"))
     entry = files.lineage["data"][0]
     assert (entry["licence"], entry["records"], entry["stages"]) == ("CC0-1.0", 120, [{"stage": "clean"}])

@@ -22,7 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "prompts": ("ladderlm.cli.prompts:main", "saved prompt templates: list, show, save, rm"),
     "models": ("ladderlm.cli.models:main", "list, pull, show, rm, recommend, diff, merge, slice, pack, unpack, push"),
     "data": ("ladderlm.cli.data:main", "collect, split, stats"),
-    "tokenizer": ("ladderlm.cli.tokenizer:main", "train, encode, stats"),
+    "tokenizer": ("ladderlm.cli.tokenizer:main", "train, encode, decode, stats, compare"),
     "pretrain": ("ladderlm.cli.train:pretrain", "train a model from random weights"),
     "finetune": ("ladderlm.cli.train:finetune", "LoRA or full fine-tuning"),
     "align": ("ladderlm.cli.train:align", "DPO on preference pairs"),

@@ -1,13 +1,12 @@
-"""`ladderlm tokenizer train|encode|stats`."""
+"""`ladderlm tokenizer train|encode|decode|stats|compare`."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ladderlm.cli import show
 from ladderlm.cli.args import parse
@@ -17,11 +16,15 @@ from ladderlm.errors import UsageError, nearest
 if TYPE_CHECKING:
     from ladderlm.text.tokenizer import Tokenizer
 
-USAGE = """usage: ladderlm tokenizer train FILE... --out FILE | encode [TEXT] | stats FILE...  [--json]
+USAGE = """usage: ladderlm tokenizer train FILE... --out FILE | encode [TEXT] | decode [ID...] | stats FILE... |
+       compare FILE... --tokenizer A B  [--json]
 
-  train   learn a byte-level BPE vocabulary from text or records, write tokenizer.json
-  encode  the tokens of a text (or of stdin)
-  stats   how well a tokenizer packs texts: bytes and words per token, vocabulary used, speed"""
+  train    learn a vocabulary (byte-level BPE, WordPiece, Unigram) from text or records, write tokenizer.json
+  encode   the tokens of a text (or of stdin)
+  decode   the text of ids (or of the numbers on stdin)
+  stats    how well a tokenizer packs texts: bytes and words per token by file, vocabulary used, round trip, speed
+  compare  the same for several tokenizers, side by side"""
+KINDS = ("bpe", "wordpiece", "unigram")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,14 @@ class TrainConfig:
     files: tuple[str, ...] = option((), "texts or records: .txt, .md, .jsonl, .json, perhaps .gz", positional=True)
     out: str = option("tokenizer.json", "the file to write")
     vocab_size: int = option(4096, "number of tokens")
-    special: tuple[str, ...] = option((), "special tokens, the first ends a document (default: ChatML's)")
+    kind: str = option("bpe", "byte-level BPE, WordPiece or Unigram", choices=KINDS)
+    pattern: str = option(
+        "smollm", "how BPE cuts words: smollm (digits alone), gpt-2, llama-bpe (1 to 3 digits), qwen2"
+    )
+    lowercase: bool = option(False, "WordPiece without capitals and accents")
+    special: tuple[str, ...] = option(
+        (), "special and chat tokens, of BPE the first ends a document (default: by kind)"
+    )
     json: bool = option(False, "print JSON")
 
 
@@ -42,6 +52,21 @@ class EncodeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class DecodeConfig:
+    ids: tuple[str, ...] = option((), "token ids; the numbers on stdin when absent", positional=True)
+    tokenizer: str = option("smollm2-135m-instruct", "a model, a model folder or a tokenizer.json")
+    special: bool = option(False, "show control tokens")
+    json: bool = option(False, "print JSON")
+
+
+@dataclass(frozen=True, slots=True)
+class CompareConfig:
+    files: tuple[str, ...] = option((), "texts or records, a file for each kind of text", positional=True)
+    tokenizer: tuple[str, ...] = option((), "models, model folders or tokenizer.json files")
+    json: bool = option(False, "print JSON")
+
+
+@dataclass(frozen=True, slots=True)
 class StatsConfig:
     files: tuple[str, ...] = option((), "texts or records", positional=True)
     tokenizer: str = option("smollm2-135m-instruct", "a model, a model folder or a tokenizer.json")
@@ -49,7 +74,9 @@ class StatsConfig:
 
 
 def main(argv: list[str]) -> int:
-    verbs: dict[str, Callable[[list[str]], int]] = {"train": train, "encode": encode, "stats": stats}
+    verbs: dict[str, Callable[[list[str]], int]] = {
+        "train": train, "encode": encode, "decode": decode, "stats": stats, "compare": compare,
+    }  # fmt: skip
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
@@ -60,14 +87,25 @@ def main(argv: list[str]) -> int:
 
 def train(argv: list[str]) -> int:
     from ladderlm import store
-    from ladderlm.text.bpe import SPECIAL, train_bpe
+    from ladderlm.data.stages import stream
+    from ladderlm.data.stats import content
+    from ladderlm.text import bpe
 
-    config = parse("tokenizer train", TrainConfig, argv, description="Learn a byte-level BPE vocabulary.")
+    config = parse("tokenizer train", TrainConfig, argv, description="Learn a vocabulary.")
     out = Path(config.out)
     if out.is_dir():
         raise UsageError("--out names a folder", where=config.out, cure="name the file, as in DIR/tokenizer.json")
+    if not config.files:
+        raise UsageError("no files", cure="name text files or records")
+    texts = (content(record) for file in config.files for record in stream(file))
     with show.progress():
-        made = train_bpe(_texts(config.files), config.vocab_size, config.special or SPECIAL)
+        if config.kind == "wordpiece":
+            special = config.special or bpe.WORDPIECE_SPECIAL
+            made = bpe.train_wordpiece(texts, config.vocab_size, special, lowercase=config.lowercase)
+        elif config.kind == "unigram":
+            made = bpe.train_unigram(texts, config.vocab_size, config.special or bpe.UNIGRAM_SPECIAL)
+        else:
+            made = bpe.train_bpe(texts, config.vocab_size, config.special or bpe.SPECIAL, pattern=config.pattern)
     with store.atomic_file(out) as f:
         f.write(made.to_json())
     found = {"path": config.out, "vocab_size": made.vocab_size}
@@ -89,46 +127,61 @@ def encode(argv: list[str]) -> int:
     return 0
 
 
-def stats(argv: list[str]) -> int:
-    config = parse("tokenizer stats", StatsConfig, argv, description="How well a tokenizer packs texts.")
+def decode(argv: list[str]) -> int:
+    config = parse("tokenizer decode", DecodeConfig, argv, description="The text of token ids.")
+    said = " ".join(config.ids) or sys.stdin.read()
+    try:
+        ids = [int(word) for word in said.replace(",", " ").strip("[] \n").split()]
+    except ValueError as error:
+        raise UsageError("ids are whole numbers", where=str(error)[-60:]) from None
     with show.progress():
-        texts = _texts(config.files)
-        found = measure(open_tokenizer(config.tokenizer), texts)
-    if config.json:
-        show.emit_json(found)
-    else:
-        show.table([(k.replace("_", " "), v) for k, v in found.items()], ("what", "value"))
+        tokenizer = open_tokenizer(config.tokenizer)
+    text = tokenizer.decode(ids, special=config.special)
+    show.emit_json({"text": text}) if config.json else print(text)
     return 0
 
 
-def measure(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
-    """Bytes and words per token, the share of the vocabulary that is used, whether all texts round-trip, MB/s."""
-    start = time.perf_counter()
-    encoded = tokenizer.encode_batch(texts)
-    seconds = time.perf_counter() - start
-    tokens, size = sum(map(len, encoded)), sum(len(t.encode()) for t in texts)
-    words = sum(len(t.split()) for t in texts)
-    used = len({i for ids in encoded for i in ids})
-    return {
-        "vocab_size": tokenizer.vocab_size,
-        "texts": len(texts),
-        "bytes": size,
-        "tokens": tokens,
-        "bytes_per_token": round(size / max(tokens, 1), 3),
-        "tokens_per_word": round(tokens / max(words, 1), 3),
-        "vocabulary_used": round(used / tokenizer.vocab_size, 4),
-        "round_trip": all(tokenizer.decode(ids) == t for ids, t in zip(encoded, texts, strict=True)),
-        "megabytes_per_second": round(size / 1e6 / max(seconds, 1e-9), 2),
-    }
+def stats(argv: list[str]) -> int:
+    config = parse("tokenizer stats", StatsConfig, argv, description="How well a tokenizer packs texts.")
+    from ladderlm.text.quality import measure
+
+    with show.progress():
+        found = measure(open_tokenizer(config.tokenizer), _texts(config.files))
+    if config.json:
+        show.emit_json(found)
+    else:
+        rows = [(k.replace("_", " "), v) for k, v in found.items() if k != "by_kind"]
+        show.table([*rows, *((f"bytes per token: {k}", v) for k, v in found["by_kind"].items())], ("what", "value"))
+    return 0
 
 
-def _texts(files: tuple[str, ...]) -> list[str]:
-    from ladderlm.data.records import read_records
+def compare(argv: list[str]) -> int:
+    config = parse("tokenizer compare", CompareConfig, argv, description="Tokenizers side by side on the same texts.")
+    from ladderlm.text.quality import measure
+
+    if not config.tokenizer:
+        raise UsageError("no tokenizers", cure="--tokenizer A B")
+    with show.progress():
+        kinds = _texts(config.files)
+        found = {ref: measure(open_tokenizer(ref), kinds) for ref in config.tokenizer}
+    if config.json:
+        show.emit_json(found)
+        return 0
+    first = next(iter(found.values()))
+    rows = [(f"bytes per token: {k}", *(f["by_kind"][k] for f in found.values())) for k in first["by_kind"]]
+    rows += [(k.replace("_", " "), *(f[k] for f in found.values())) for k in first if k != "by_kind"]
+    show.table(rows, ("what", *found))
+    return 0
+
+
+def _texts(files: tuple[str, ...]) -> dict[str, list[str]]:
+    """The texts of each file, by its name."""
+    from ladderlm.data.stages import stream
     from ladderlm.data.stats import content
 
     if not files:
         raise UsageError("no files", cure="name text files or records")
-    return [content(record) for file in files for record in read_records(file)]
+    return {file: [content(record) for record in stream(file)] for file in files}
 
 
 def open_tokenizer(ref: str) -> Tokenizer:

@@ -2,8 +2,7 @@
 
 Families: `repair` and `lines` mend a text, the others judge it.
 
-- gopher: Rae et al. 2021, arXiv:2112.11446, section A.1.1 and table A1 (an n-gram that occurs once is no
-  repetition, however short the text)
+- gopher: Rae et al. 2021, arXiv:2112.11446, section A.1.1 and table A1
 - c4: Raffel et al. 2020, JMLR 21(140), section 2.2 (its list of bad words is left out)
 - fineweb: Penedo et al. 2024, arXiv:2406.17557, section 3.6 and appendix; its language threshold
 - refinedweb: Penedo et al. 2023, arXiv:2306.01116, table 9 (lines of web pages)

@@ -21,7 +21,7 @@ from ladderlm.nn.loss import Batch, make_batch, mean_nats, nats
 from ladderlm.nn.search import go_on
 from ladderlm.text.bpe import SPECIAL, train_bpe
 from ladderlm.text.tokenizer import Tokenizer
-from ladderlm.train.corpus import Tokens, text_nats, windows
+from ladderlm.train.corpus import Tokens, packed, text_nats, windows
 from ladderlm.train.objective import held_batches, held_tokens, text_windows
 from ladderlm.train.settings import PretrainConfig
 from ladderlm.types import Record
@@ -58,7 +58,8 @@ class Causal:
 
     def batches(self, tokens: Tokens) -> Callable[[int], Batch]:
         config = self.config
-        return windows(tokens, config.seq_len, config.micro_batch, config.seed, self.start)
+        cut = packed if config.packing == "best-fit" else windows
+        return cut(tokens, config.seq_len, config.micro_batch, config.seed, self.start)
 
     def loss(self, model: Decoder, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         return mean_nats(model, batch, self.config.z_loss)

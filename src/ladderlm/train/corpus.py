@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ladderlm import events, store
+from ladderlm.data.packing import Shuffle, best_fit
 from ladderlm.data.records import make_record
 from ladderlm.data.shards import Shards, is_shards, write_shards
 from ladderlm.errors import UsageError
@@ -108,6 +109,28 @@ def windows(tokens: Tokens, seq_len: int, batch: int, seed: int, start_id: int) 
         ids_BT = torch.from_numpy(np.stack(rows).astype(np.int64))
         targets_N = ids_BT[:, 1:].reshape(-1)
         return Batch(ids_BT[:, :-1].reshape(-1), (seq_len,) * batch, wanted_N, targets_N)
+
+    return get
+
+
+def packed(tokens: Tokens, seq_len: int, batch: int, seed: int, start_id: int) -> Callable[[int], Batch]:
+    """The i-th batch of `batch` rows of whole documents, packed best-fit; attention stays inside a document.
+
+    In an epoch every token is a target once, in the same rows each time, shuffled anew. Only documents longer than
+    `seq_len` are cut; what goes on is led by the document-start token, as windows are. Rows may fall short of seq_len.
+    """
+    ids_N, begins = tokens.ids_N, set(tokens.starts.tolist())
+    rows = best_fit(tokens.starts, len(ids_N), seq_len)
+    orders = functools.lru_cache(maxsize=2)(lambda epoch: Shuffle(len(rows), seed, epoch))
+
+    def get(i: int) -> Batch:
+        documents = []
+        for epoch, place in (divmod(j, len(rows)) for j in range(i * batch, (i + 1) * batch)):
+            for start, length in rows[orders(epoch)[place]]:
+                ids = ids_N[start : start + length].tolist()
+                led = start in begins and ids[0] == start_id
+                documents.append(ids if led else [start_id, *ids])
+        return make_batch([(ids, [True] * len(ids)) for ids in documents if len(ids) > 1])
 
     return get
 

@@ -128,6 +128,8 @@ def _fit(
         token_flops(model.arch, config.seq_len),  # type: ignore[arg-type]
         peak_flops(world.device, config.precision),
     )
+    if config.packing != "windows" and (config.length_ramp or type(objective) is not Causal):
+        raise UsageError("best-fit packing is for next tokens, without a length ramp", where="packing=best-fit")
     if config.length_ramp and type(objective) is not Causal:
         raise UsageError("windows grow under the objective causal only", where=f"length_ramp={config.length_ramp}")
 

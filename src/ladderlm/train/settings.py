@@ -92,6 +92,8 @@ class PretrainConfig(Value):
     batch_tokens: int = option(2048, "tokens in an optimiser step")
     micro_tokens: int = option(4096, "most tokens in one forward pass")
     batch_ramp: int = option(0, "steps over which the batch grows from one forward pass to batch_tokens")
+    packing: str = option("windows", "windows cut anywhere, or best-fit rows of whole documents; causal only",
+                          choices=("windows", "best-fit"))  # fmt: skip
     length_ramp: int = option(0, "steps over which windows grow, from an eighth of seq_len; next tokens only")
     minutes: float = option(0.0, "time budget; the number of steps is worked out from the first ones")
     steps: int = option(0, "optimiser steps, instead of a time budget")
