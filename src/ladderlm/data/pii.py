@@ -9,6 +9,7 @@ that is used for nothing else, or a cue word nearby.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ _FILES = frozenset(
     ("png", "jpg", "jpeg", "gif", "svg", "webp", "css", "js", "ts", "py", "json", "html", "txt", "md", "pdf")
 )
 _CREDENTIALS = re.compile(r"://([^\s/@:'\"<>]{1,100}:[^\s/@'\"<>]{1,200})@(?=[\w\[])")
-_URL = re.compile(r"(?:[hH][tT]{2}[pP][sS]?://|(?<![\w@.])www\.)[^\s<>\"'{}|\\^`\x00-\x1f]+")
+_URL = re.compile(r"(?:[hH][tT]{2}[pP][sS]?://|(?<![\w@.])www\.)[^\s<>\"'{}|\\^`\x00-\x1f]{1,2000}")
 
 _CLOSING = {")": "(", "]": "["}
 
@@ -103,16 +104,19 @@ def find(text: str, kinds: Iterable[str] = DEFAULT, names: Names | None = None) 
     found: list[Finding] = []
     for kind, detector in DETECTORS.items():
         if kind in wanted:
-            found += _apart(found, kind, detector(text))
-    if names is not None:
-        found += _apart(found, "name", names(text))
-    return sorted(found, key=lambda f: f.start)
+            found = _with(found, kind, detector(text))
+    return _with(found, "name", names(text)) if names is not None else found
 
 
-def _apart(found: list[Finding], kind: str, spans: Iterable[tuple[int, int]]) -> list[Finding]:
-    """The spans that touch nothing found so far, nor each other."""
+def _with(found: list[Finding], kind: str, spans: Iterable[tuple[int, int]]) -> list[Finding]:
+    """The findings, in order and apart, and those spans that touch none of them nor each other."""
     new: list[Finding] = []
     for start, end in spans:
-        if not any(f.start < end and start < f.end for f in found) and not (new and start < new[-1].end):
+        at = bisect_left(found, end, key=_start)  # those before `at` start before the span ends
+        if not (at and found[at - 1].end > start) and not (new and start < new[-1].end):
             new.append(Finding(kind, start, end))
-    return new
+    return sorted(found + new, key=_start) if new else found
+
+
+def _start(finding: Finding) -> int:
+    return finding.start

@@ -75,7 +75,7 @@ class Swapper:
         return ""
 
 
-def _stands_alone(text: str, words: list[re.Match[str]], at: int) -> bool:
+def _stands_alone(text: str, words: list[re.Match[str]], at: int, further: bool = True) -> bool:
     """Whether no noun belongs to the pronoun words[at]."""
     if at + 1 == len(words):
         return True
@@ -88,7 +88,7 @@ def _stands_alone(text: str, words: list[re.Match[str]], at: int) -> bool:
     plain = following.lower()
     if plain in _EITHER or (plain.endswith("ly") and plain not in _NOUNS_IN_LY):
         # "told her quietly." but "her slowly growing fear"; "drove her home." but "her home town"
-        return _stands_alone(text, words, at + 1)
+        return further and _stands_alone(text, words, at + 1, False)
     return plain in _ALONE
 
 
