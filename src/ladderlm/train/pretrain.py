@@ -20,7 +20,7 @@ from ladderlm.models.card import joint_licence
 from ladderlm.models.folder import ModelFiles, save_model
 from ladderlm.models.reference import open_model
 from ladderlm.nn.loss import Batch
-from ladderlm.nn.stack import Stack, recompute
+from ladderlm.nn.stack import recompute
 from ladderlm.text.template import CHATML, ChatTemplate
 from ladderlm.text.tokenizer import SpecialTokens, Tokenizer
 from ladderlm.train.causal import Causal, FillMiddle, length_at, shorten
@@ -110,10 +110,6 @@ def objective_name(config: PretrainConfig, files: ModelFiles | None) -> str:
 def _prepared(model: nn.Module, config: PretrainConfig, world: World) -> nn.Module:
     if config.recompute:
         recompute(model)
-    if config.compile:
-        for module in model.modules():
-            for layer in module.layers if isinstance(module, Stack) else ():
-                layer.compile(dynamic=False)
     return world.shard(model)
 
 

@@ -107,7 +107,6 @@ class PretrainConfig(Value):
     ema: float = option(0.0, "decay of a moving average of the weights, which is what is kept; 0: none")
     z_loss: float = option(0.0, "weight of the squared logarithm of the softmax's denominator")
     recompute: bool = option(False, "less memory, a third more time: activations are made again on the way back")
-    compile: bool = option(False, "torch.compile the layers: slow to start, pays for long runs")
     precision: str = option("fp32", "bf16 on GPUs: products in 16 bits, weights in 32", choices=PRECISIONS)
     device: str = option("cpu", "where to train", choices=DEVICES)
     parallel: str = option("ddp", "under torchrun: a whole model in each process, or shards", choices=PARALLEL)
