@@ -243,6 +243,7 @@ class _Encoder:
         *,
         cancel: Cancel | None = None,
         deadline: float | None = None,
+        priority: int = 0,
     ) -> Iterator[Delta]:
         check(self._files)
         return iter(())

@@ -33,6 +33,7 @@ class Talker(Protocol):
         *,
         cancel: Cancel | None = None,
         deadline: float | None = None,
+        priority: int = 0,
     ) -> Iterator[Delta]: ...
 
     def complete(
@@ -42,6 +43,7 @@ class Talker(Protocol):
         *,
         cancel: Cancel | None = None,
         deadline: float | None = None,
+        priority: int = 0,
     ) -> Iterator[Delta]:
         """Goes on with raw text (or ids), no template around it."""
         ...
