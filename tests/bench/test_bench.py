@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["startup", "speed", "parity", "quantise", "gguf", "engine", "sizes", "warm", "turns"])
+@pytest.mark.parametrize(
+    "name", ["startup", "speed", "parity", "quantise", "gguf", "engine", "sizes", "warm", "busy", "turns"]
+)
 def test_a_minute_of(name: str, tmp_path: Path, default_model: str, workspace: Path) -> None:
     cache = workspace / "cache" / "models"
     cache.mkdir(parents=True)
