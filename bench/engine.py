@@ -58,7 +58,19 @@ def random_model(folder: Path, name: str, kind: str) -> Path:
 
 def bench(model: Path, peers: Sequence[str], settings: Sequence[str], **environment: str) -> dict[str, Any]:
     """`ladderlm bench` in a process with that environment; its JSON."""
-    command = [sys.executable, "-m", "ladderlm", "bench", str(model), "--threads", THREADS, "--json", *settings]
+    command = [
+        sys.executable,
+        "-m",
+        "ladderlm",
+        "bench",
+        str(model),
+        "--device",
+        "cpu",
+        "--threads",
+        THREADS,
+        "--json",
+        *settings,
+    ]
     command += [word for peer in peers for word in ("--against", peer)]
     done = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:

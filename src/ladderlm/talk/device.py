@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from ladderlm.engine.engine import Engine
     from ladderlm.models.folder import ModelFiles
 
-DEVICE = "where models run: auto (a GPU if torch sees one, else the CPU), cpu, cuda, cuda:N, mps"
+DEVICE = "where models run: auto (a GPU if torch sees one, else the CPU), cpu, cuda, cuda:N, mps, torch (on the CPU)"
 KV_CACHE_MB = "megabytes for keys and values (default: a quarter of the memory; most of a GPU's)"
 DRAFT = "a smaller model with the same tokenizer that guesses what the model writes: same answers, sooner"
-NAMES = ("auto", "cpu", "cuda", "mps")
+NAMES = ("auto", "cpu", "cuda", "mps", "torch")
 
 
 def load(
@@ -34,9 +34,7 @@ def load(
     """
     if kv_bytes is not None and kv_bytes < 1:
         raise UsageError("the memory for keys and values must be above 0", where=f"{kv_bytes} bytes")
-    if device.partition(":")[0] not in NAMES:
-        raise UsageError(f"unknown device {device!r}", cure=nearest(device, NAMES))
-    if device == "cpu" or (device == "auto" and not gpu_there()):
+    if (name := torch_name(device)) is None:
         return engine.load(files, threads=threads, kv_bytes=kv_bytes, draft=draft)
     if draft is not None:
         raise UsageError("a draft model guesses on the CPU only", where=draft.name, cure="--device cpu")
@@ -44,7 +42,16 @@ def load(
         from ladderlm.nn.backend import load_engine
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "torch", "train") from None
-    return load_engine(files, device="cuda" if device == "auto" else device, kv_bytes=kv_bytes)
+    return load_engine(files, device=name, kv_bytes=kv_bytes)
+
+
+def torch_name(device: str) -> str | None:
+    """Torch's name for `device`; None where the CPU engine runs. Raises UsageError for an unknown one."""
+    if device.partition(":")[0] not in NAMES:
+        raise UsageError(f"unknown device {device!r}", cure=nearest(device, NAMES))
+    if device == "cpu" or (device == "auto" and not gpu_there()):
+        return None
+    return {"auto": "cuda", "torch": "cpu"}.get(device, device)
 
 
 def gpu_there() -> bool:
