@@ -28,3 +28,11 @@ def test_a_minute_of(name: str, tmp_path: Path, default_model: str, workspace: P
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(out.read_text())["name"] == name
+
+
+def test_the_docs_name_every_proof_and_no_other() -> None:
+    sys.path.insert(0, str(ROOT))
+    from bench.__main__ import BENCHES
+
+    rows = (ROOT / "docs" / "bench.md").read_text(encoding="utf-8").partition("## Proofs")[2].splitlines()
+    assert {row.split("`")[1] for row in rows if row.startswith("| `")} == set(BENCHES)
