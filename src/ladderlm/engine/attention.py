@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ladderlm.engine import simd
-from ladderlm.engine.kernels import address, tanh
+from ladderlm.engine.acts import LINE
+from ladderlm.engine.kernels import tanh
 from ladderlm.engine.products import width
 from ladderlm.engine.simd import BLOCK, LANES, WIDE, kernel
 
@@ -91,33 +92,33 @@ def remember(kind: int, key: int, value: int, head_dim: int, place: int, slot: i
 
 
 @kernel
-def _cap(scores: Any, begin: int, end: int, cap: Any) -> None:
+def _cap(scores: int, begin: int, end: int, cap: Any) -> None:
     """cap * tanh(score / cap)."""
     factor, back = simd.splat(np.float32(1) / cap), simd.splat(cap)
-    for i in range(begin, end, LANES):
-        here = scores.ctypes.data + 4 * i
+    for here in range(scores + 4 * begin, scores + 4 * end, 64):
         simd.store(here, simd.mul(tanh(simd.mul(simd.load(here), factor)), back))
 
 
 @kernel
-def _softmax(scores: Any, begin: int, used: int, low: int, position: int, slope: Any) -> Any:
+def _softmax(scores: int, begin: int, used: int, low: int, position: int, slope: Any) -> Any:
     """Turns scores of positions low .. position into e^(score - max), others into 0; 1 over their sum.
 
     `slope` times the distance is taken off first. Blocks `begin` .. `used` - 1 are looked at.
     """
     if slope != 0:
         for i in range(low, position + 1):
-            scores[i] -= slope * np.float32(position - i)
-    start, summed = scores.ctypes.data, simd.splat(np.float32(0))
-    top = simd.splat(np.float32(-np.inf))
+            here = scores + 4 * i
+            simd.write(here, simd.read(here) - slope * np.float32(position - i))
+    summed, top = simd.splat(np.float32(0)), simd.splat(np.float32(-np.inf))
     for i in range(begin * BLOCK, used * BLOCK, LANES):
+        here = scores + 4 * i
         if i < low or i + LANES > position + 1:
-            simd.store(start + 4 * i, simd.within(simd.load(start + 4 * i), i, low, position))
-        top = simd.maximum(top, simd.load(start + 4 * i))
+            simd.store(here, simd.within(simd.load(here), i, low, position))
+        top = simd.maximum(simd.load(here), top)
     minus = simd.splat(np.float32(-simd.largest(top)))
-    for i in range(begin * BLOCK, used * BLOCK, LANES):
-        e = simd.exp(simd.add(simd.load(start + 4 * i), minus))
-        simd.store(start + 4 * i, e)
+    for here in range(scores + 4 * BLOCK * begin, scores + 4 * BLOCK * used, 64):
+        e = simd.exp(simd.add(simd.load(here), minus))
+        simd.store(here, e)
         summed = simd.add(summed, e)
     return np.float32(1) / simd.total(summed)
 
@@ -132,21 +133,19 @@ def fetch(address: int, count: int) -> None:
 @kernel
 def attend(
     kind: int, tile: int, qkv: int, step: int, row: int, rows: int, head: int, heads: int, head_dim: int,
-    positions: Any, blocks: Any, base: int, after: Any, after_base: int, after_used: int,
-    window: int, cap: Any, slopes: Any, scores: Any, mixed: Any, out: int,
-    out_step: int,
+    positions: Any, blocks: int, base: int, after: int, after_base: int, after_used: int,
+    window: int, cap: Any, slopes: Any, scores: int, s_step: int, mixed: int, m_step: int, out: int, out_step: int,
 ) -> None:  # fmt: skip
     """Attention of `rows` consecutive rows of one sequence, or of `heads` heads of one row, that share keys.
 
     A row sees `window` positions (0: all); scores are capped at `cap` (0: not) and fall by `slopes[head]` with
     distance. Either count may be above one, not both. Queries are rotated and scaled already; head h's stand at columns
     h * head_dim of `qkv` (a row every `step` bytes), and its result goes to the same columns of `out`.
-    `tile` is the routine of products.TILES for this kind of cache. The first `after_used` blocks of another sequence
-    or head, `after` and `after_base`, are fetched meanwhile.
+    `tile` is the routine of products.TILES for this kind of cache; `blocks` lists addresses, as `after` does: those of
+    the first `after_used` blocks of another sequence or head, at `after_base`, are fetched meanwhile.
     """
     wide, count, size = (head_dim + 31) // 32 * 32, max(rows, heads), 2 if kind else 4
     across = step if heads == 1 else 4 * head_dim
-    s_step, m_step = 4 * scores.shape[1], 4 * mixed.shape[1]
     done = 0
     while done < count:
         tokens = width(count - done)
@@ -158,32 +157,33 @@ def attend(
         used, oldest = last // BLOCK + 1, positions[row + (done if heads == 1 else 0)]
         begin = max(0, oldest - window + 1) // BLOCK if window else 0
         for b in range(begin, used):
-            keys, target = blocks[b] + base, address(scores, b * BLOCK)
+            keys, target = simd.read_long(blocks + 8 * b) + base, scores + LINE * b
             if b < after_used:
-                fetch(after[b] + after_base, size * BLOCK * head_dim)
+                fetch(simd.read_long(after + 8 * b) + after_base, size * BLOCK * head_dim)
             simd.invoke(tile, (tokens, 1, keys, size * BLOCK, first, across, head_dim, target, s_step))
         for t in range(real):
-            position = positions[row + (done + t if heads == 1 else 0)]
+            position, here = positions[row + (done + t if heads == 1 else 0)], scores + t * s_step
             low = max(0, position - window + 1) if window else 0
             if cap != 0:
-                _cap(scores[t], begin * BLOCK, used * BLOCK, cap)
+                _cap(here, begin * BLOCK, used * BLOCK, cap)
             slope = slopes[head + (0 if heads == 1 else done + t)]
-            mixed[t, wide] = _softmax(scores[t], begin, used, low, position, slope)
+            simd.write(mixed + t * m_step + 4 * wide, _softmax(here, begin, used, low, position, slope))
         for b in range(begin, used):
-            p, values = address(scores, b * BLOCK), blocks[b] + base + size * BLOCK * head_dim
+            p, values = scores + LINE * b, simd.read_long(blocks + 8 * b) + base + size * BLOCK * head_dim
             if b < after_used:
-                fetch(after[b] + after_base + size * BLOCK * head_dim, size * BLOCK * wide)
+                fetch(simd.read_long(after + 8 * b) + after_base + size * BLOCK * head_dim, size * BLOCK * wide)
             for column in range(0, wide, BLOCK):
-                target, here = address(mixed, column), values + size * column
+                target, here = mixed + 4 * column, values + size * column
                 simd.invoke(tile, (tokens, int(b == begin), here, size * wide, p, s_step, BLOCK, target, m_step))
         for t in range(real):
             target = out + (row + (done + t if heads == 1 else 0)) * out_step
             target += 4 * (head + (0 if heads == 1 else done + t)) * head_dim
-            source, share, whole = address(mixed, t * mixed.shape[1]), mixed[t, wide], head_dim // LANES * LANES
+            source, whole = mixed + t * m_step, head_dim // LANES * LANES
+            share = simd.read(source + 4 * wide)
             times = simd.splat(share)
             for i in range(0, 4 * whole, 64):
                 simd.store(target + i, simd.mul(simd.load(source + i), times))
-            for i in range(whole, head_dim):
-                simd.write(target + 4 * i, mixed[t, i] * share)
+            for i in range(4 * whole, 4 * head_dim, 4):
+                simd.write(target + i, simd.read(source + i) * share)
         done += real
         after_used = 0

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from ladderlm import events
 from ladderlm.engine import forward as step
+from ladderlm.engine.acts import Acts
 from ladderlm.engine.backend import Piece
 from ladderlm.engine.cache import HostBlock, KVCache
 from ladderlm.engine.dots import FIELDS, WIDE_TILE
 from ladderlm.engine.hot import VIRTUAL, LoadedAdapter, virtual_past
-from ladderlm.engine.kernels import Acts
 from ladderlm.engine.lora import Lora
 from ladderlm.engine.memory import Bytes, Pool, aligned, arena
 from ladderlm.engine.pack import BLOCKS, FIRST, HEAD, pack, padded, refill
@@ -30,7 +30,6 @@ from ladderlm.models.weights import Weights
 from ladderlm.types import FloatArray
 
 MAX_ROWS = 256  # rows of a step: prompt tokens and single tokens together
-SPAN = 8  # rows that share one pass of attention
 
 
 class Network:
@@ -42,6 +41,7 @@ class Network:
     ) -> None:  # fmt: skip
         self.arch, self._weights = arch, weights
         self.threads = threads or min(os.cpu_count() or 1, 8)
+        cold = _cold()  # packing takes addresses of compiled code
         self._packed = pack(arch, weights, key=key, threads=self.threads, exact=exact)
         self._sides = Sides(arch, weights, self._packed.table)
         self._tables, turned = _tables(arch)
@@ -58,7 +58,7 @@ class Network:
         self._low = aligned(0)
         self._pool = Pool(self.block_bytes)
         self._team = Team(self.threads, lambda: step.counters(arch.layers))
-        self._warm()
+        self._warm(cold)
 
     @property
     def block_bytes(self) -> int:
@@ -87,7 +87,7 @@ class Network:
             start, row = len(cache), len(ids)
             cache.reserve(start + len(tokens))
             wanted.extend(range(row + want, row + len(tokens)))
-            spans.extend((row + i, min(SPAN, len(tokens) - i)) for i in range(0, len(tokens), SPAN))
+            spans.extend((row + i, min(step.SPAN, len(tokens) - i)) for i in range(0, len(tokens), step.SPAN))
             ids.extend(tokens)
             positions.extend(range(start, start + len(tokens)))
             blocks = len(cache.blocks)
@@ -159,15 +159,24 @@ class Network:
             return np.zeros((1, 1, 2, 1), np.float32)
         return np.stack([rope.table(self.arch, layer, positions) for layer in self._tables])
 
-    def _warm(self) -> None:
+    def _warm(self, cold: bool) -> None:
         """Compiles the kernels, or loads them from disk, before the first request."""
-        if not any(COMPILED.rglob("*.nbc")):
-            for old in COMPILED.parent.glob("engine-*"):
-                shutil.rmtree(old, ignore_errors=True)  # machine code of other versions of these sources
-            events.emit("compile", "compiling the kernels, once on this machine: up to half a minute")
         start = time.monotonic()
         self.run([Piece(self.cache(), [0], 0)])
-        events.emit("compile", finished=True, data={"seconds": time.monotonic() - start})
+        if cold:
+            events.emit("compile", finished=True, data={"seconds": time.monotonic() - start})
+
+
+def _cold() -> bool:
+    """Whether nothing is compiled yet, which it tells; machine code of other versions of these sources goes."""
+    if any(COMPILED.rglob("*.nbc")):
+        return False
+    events.emit("compile", "compiling the kernels, once on this machine: up to half a minute")
+    kept = COMPILED.name.rsplit("-", 1)[0]
+    for old in COMPILED.parent.glob("engine-*"):
+        if not old.name.startswith(kept):
+            shutil.rmtree(old, ignore_errors=True)
+    return True
 
 
 def remember(past_L2PGK: FloatArray, cache: KVCache, kind: npt.DTypeLike) -> None:
@@ -290,9 +299,12 @@ def _work(arch: Architecture, table: npt.NDArray[np.int64], threads: int, coded:
         codes = (room(whole * cols), room(4 * FIELDS * whole * cols // BLOCK)) if coded else (0, 0)
         return Acts(room(4 * whole * cols), *codes, cols, coded, rows)
 
-    def own(cols: int) -> FloatArray:
-        return aligned(4 * threads * SPAN * cols).view(np.float32).reshape(threads, SPAN, cols)
+    def own(cols: int) -> tuple[int, int]:
+        kept.append(aligned(4 * threads * step.SPAN * cols))
+        return int(kept[-1].ctypes.data), 4 * cols
 
+    # Rows of a power of two would all fall into the same lines of the first cache.
+    (scores, score_step), (mixed, mixed_step) = own(padded(arch.context_length) + 16), own(padded(arch.head_dim) + 16)
     dim, qkv = padded(arch.dim), int(table[FIRST : FIRST + 3, BLOCKS].sum()) * BLOCK
     work = step.Work(
         x=room(4 * rows * dim),
@@ -305,9 +317,10 @@ def _work(arch: Architecture, table: npt.NDArray[np.int64], threads: int, coded:
         logits=0,
         tiles=room(4 * threads * 2 * rows * BLOCK),
         tile_rows=rows,
-        # Rows of a power of two would all fall into the same lines of the first cache.
-        scores=own(padded(arch.context_length) + 16),
-        mixed=own(padded(arch.head_dim) + 16),
+        scores=scores,
+        score_step=score_step,
+        mixed=mixed,
+        mixed_step=mixed_step,
         low=0,
         low_step=0,
     )
