@@ -22,6 +22,7 @@ import numpy.typing as npt
 from ladderlm.errors import FormatError, UsageError, nearest
 
 FloatArray = npt.NDArray[np.float32]
+KVType = Literal["auto", "float32", "float16", "int8"]  # of keys and values in the engine
 Cancel = threading.Event
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]

@@ -10,15 +10,17 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from ladderlm.engine import simd
+from ladderlm.engine import dots, simd
 from ladderlm.engine.dots import FIELDS, HALF_SUM, HALF_ZERO, SCALE, SUM, WIDE_TILE, ZERO_4, ZERO_8
 from ladderlm.engine.simd import BLOCK, F32, I8, I32, I64, LANES, VF, VI, WIDE, Codegen, at, broadcast, constant, kernel
 
 LINE = 4 * BLOCK  # bytes of the floats of a group
+KEY_BYTES = dots.FORMATS[0].bytes  # of 32 positions' keys, in a group of 32 columns
 
 
 class Acts(NamedTuple):
@@ -60,9 +62,10 @@ def quantise(tile: int, acts: Any, first: int, count: int, rows: int, group: int
 
 
 @kernel
-def quantise_tile(source: int, acts: Any, first: int, count: int) -> None:
-    """Codes of all columns of the tile that begins at row `first` of `count`; its floats begin at `source`."""
-    tokens, groups, step = tile_size(count - first), acts.cols // BLOCK, 4 * acts.cols
+def quantise_tile(source: int, step: int, acts: Any, first: int, count: int) -> None:
+    """Codes of all columns of the tile that begins at row `first` of `count`; its floats begin at `source`, a row every
+    `step` bytes."""
+    tokens, groups = tile_size(count - first), acts.cols // BLOCK
     shift, together = 4, 1  # groups that fill a vector
     if tokens < 12:
         shift = (tokens > 1) + (tokens > 2) + (tokens > 4)
@@ -88,6 +91,32 @@ def _quantise(source: int, step: int, shift: int, count: int, acts: Any, first: 
         _write_codes(codes + BLOCK * i, start, factor)
     fields = acts.fields + 4 * FIELDS * first * groups + 4 * place
     _write_fields(codes, tops, count, fields, 4 * groups * tokens, acts.coded)
+
+
+@kernel
+def quantise_heads(source: int, groups: int, place: int, step: int, key_bytes: int, slot: int, kv_heads: int) -> None:
+    """Keys and values [2][kv_heads][groups][32] of a position, as codes: each head's in its part of a cache's block.
+
+    A part is `step` bytes: keys as dots.FORMATS[0], then, `key_bytes` on, values [32][groups][32] in int8 and their
+    scales [groups][32] in float16.
+    """
+    runs, size = 2 * kv_heads * groups, KEY_BYTES
+    for first in range(0, runs, LANES):
+        count = min(LANES, runs - first)
+        tops = _tops(source + LINE * first, LINE, 4, count - 1)
+        factors = _factors(tops)
+        for i in range(count):
+            run = first + i
+            part, group = place + run // groups % kv_heads * step, run % groups
+            floats, factor, scale = source + LINE * run, simd.lane(factors, i), simd.pick(tops, i) * np.float32(1 / 127)
+            if run < kv_heads * groups:
+                start = part + group * size
+                _write_key(start + slot // LANES * (size // 2 - BLOCK) + slot % LANES * 4, floats, factor)
+                simd.write_half(start + size - 2 * BLOCK + 2 * slot, scale)
+            else:
+                start = part + key_bytes
+                _write_codes(start + (slot * groups + group) * BLOCK, floats, factor)
+                simd.write_half(start + groups * BLOCK * BLOCK + 2 * (group * BLOCK + slot), scale)
 
 
 # --- Emitting LLVM ------------------------------------------------------------------------------------------------
@@ -164,6 +193,25 @@ def _write_codes(typing_context: Any, place: Any, source: Any, factor: Any) -> t
             x = _load(builder, source, 64 * half, VF, 4)
             rounded = builder.bitcast(simd.fma(builder, x, factor, constant(simd.ROUNDING)), VI)
             builder.store(builder.trunc(rounded, kind), at(builder, place, LANES * half, kind), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, simd.vector), codegen
+
+
+@intrinsic
+def _write_key(typing_context: Any, place: Any, source: Any, factor: Any) -> tuple[Any, Codegen]:
+    """32 floats times `factor`, rounded, as unsigned bytes around 128: 4 of them every 64 bytes."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place, source, factor = args
+        for half in (0, 1):
+            x = _load(builder, source, 64 * half, VF, 4)
+            rounded = builder.bitcast(simd.fma(builder, x, factor, constant(simd.ROUNDING)), VI)
+            codes = builder.trunc(builder.add(rounded, ir.Constant(VI, [128] * LANES)), ir.VectorType(I8, LANES))
+            words = builder.bitcast(codes, ir.VectorType(I32, 4))
+            for j in range(4):
+                word = builder.extract_element(words, ir.Constant(I32, j))
+                builder.store(word, at(builder, place, 64 * (4 * half + j), I32), align=4)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, simd.vector), codegen

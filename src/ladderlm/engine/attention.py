@@ -1,21 +1,46 @@
 """Attention of rows to the blocks of their sequence's cache, for one thread.
 
-A cache block holds 32 positions of one sequence: for each layer and key head, keys [head_dim][32] and then values
-[32][head_dim padded to 32], as STORAGES[kind] of tiles.py (0: float32, 1: float16). `blocks` is the sequence's list of
-block addresses; `base` the offset of layer and head.
+A cache block holds 32 positions of one sequence: for each layer and key head a part with keys [head_dim][32] and then
+values [32][head_dim padded to 32], in float32 or float16; or both in int8 with a scale for each 32 numbers of a
+position (acts.quantise_heads). `blocks` is the sequence's list of block addresses; `base` the offset of layer and head.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ladderlm.engine import simd
-from ladderlm.engine.acts import LINE
-from ladderlm.engine.kernels import tanh
-from ladderlm.engine.products import width
+from ladderlm.engine.acts import KEY_BYTES, LINE, Acts, quantise_heads, quantise_tile, tile_size
+from ladderlm.engine.dots import WIDE_TILE
+from ladderlm.engine.kernels import put, tanh
+from ladderlm.engine.products import PRODUCTS, TILES, width
 from ladderlm.engine.simd import BLOCK, LANES, WIDE, kernel
+from ladderlm.engine.tiles import STORAGES
+
+KINDS = ("float32", "float16", "int8")  # of keys and values
+EIGHT = KINDS.index("int8")
+
+
+class Kept(NamedTuple):
+    """How keys and values are kept: `kind` of KINDS, the `bytes` of a layer and head's part of a block, of which
+    `key_bytes` are keys, and the routines for their products: of floats, and where they are codes."""
+
+    kind: int
+    bytes: int
+    key_bytes: int
+    tile: int
+    product: int
+
+
+def kept(kind: int, head_dim: int) -> Kept:
+    wide = -(-head_dim // BLOCK) * BLOCK
+    if kind == EIGHT:
+        keys = wide // BLOCK * KEY_BYTES
+        return Kept(kind, 2 * keys, keys, TILES[kind].address, PRODUCTS[len(STORAGES)].address)
+    size = BLOCK * (2 if kind else 4)
+    return Kept(kind, size * (head_dim + wide), size * head_dim, TILES[kind].address, 0)
 
 
 @kernel
@@ -69,7 +94,18 @@ def scale(x: int, count: int, factor: Any) -> None:
 
 
 @kernel
-def remember(kind: int, key: int, value: int, head_dim: int, place: int, slot: int) -> None:
+def remember(s: Any, keys: int, values: int, place: int, slot: int) -> None:
+    """Stores a position's keys and values of all heads at these addresses, from `place` (the layer's parts) on."""
+    if s.kept.kind == EIGHT:
+        quantise_heads(keys, s.head_dim // BLOCK, place, s.kept.bytes, s.kept.key_bytes, slot, s.kv_heads)
+        return
+    for h in range(s.kv_heads):
+        offset = 4 * h * s.head_dim
+        _remember(s.kept.kind, keys + offset, values + offset, s.head_dim, place + h * s.kept.bytes, slot)
+
+
+@kernel
+def _remember(kind: int, key: int, value: int, head_dim: int, place: int, slot: int) -> None:
     """Stores the key and value at these addresses in `place` (the layer and head's part of a block)."""
     wide, size = (head_dim + 31) // 32 * 32, 2 if kind else 4
     values, whole = place + size * (head_dim * BLOCK + slot * wide), head_dim // LANES * LANES
@@ -131,21 +167,58 @@ def fetch(address: int, count: int) -> None:
 
 
 @kernel
+def _scores(
+    s: Any, tokens: int, real: int, keys: int, first: int, across: int, own: Any, target: int, step: int
+) -> None:
+    """Products of queries and the keys of a block: `real` rows, `step` bytes apart from `target` on."""
+    if s.kept.kind == EIGHT:
+        simd.invoke(s.kept.product, (keys, own.codes, own.fields, s.head_dim // BLOCK, tile_size(real), own.x, 0))
+        put(own.x, target, step, real)
+    else:
+        size = 2 * BLOCK if s.kept.kind else 4 * BLOCK
+        simd.invoke(s.kept.tile, (tokens, 1, keys, size, first, across, s.head_dim, target, step))
+
+
+@kernel
+def _mix(s: Any, tokens: int, real: int, seen: int, values: int, p: int, p_step: int, own: Any, target: int, step: int,
+         replace: int) -> None:  # fmt: skip
+    """Adds the first `seen` values of a block, each times its share, to `real` rows; `replace`: to nothing."""
+    wide = (s.head_dim + 31) // 32 * 32
+    if s.kept.kind == EIGHT:
+        for column in range(0, wide, BLOCK):
+            scales = values + BLOCK * wide + 2 * column
+            low, high = simd.load_half(scales), simd.load_half(scales + 32)
+            for t in range(real):
+                simd.store(own.x + LINE * t, simd.mul(simd.load(p + t * p_step), low))
+                simd.store(own.x + LINE * t + 64, simd.mul(simd.load(p + t * p_step + 64), high))
+            simd.invoke(
+                s.kept.tile, (tokens, replace, values + column, wide, own.x, LINE, seen, target + 4 * column, step)
+            )
+        return
+    size = 2 if s.kept.kind else 4
+    for column in range(0, wide, BLOCK):
+        here = target + 4 * column
+        simd.invoke(s.kept.tile, (tokens, replace, values + size * column, size * wide, p, p_step, seen, here, step))
+
+
+@kernel
 def attend(
-    kind: int, tile: int, qkv: int, step: int, row: int, rows: int, head: int, heads: int, head_dim: int,
-    positions: Any, blocks: int, base: int, after: int, after_base: int, after_used: int,
-    window: int, cap: Any, slopes: Any, scores: int, s_step: int, mixed: int, m_step: int, out: int, out_step: int,
+    s: Any, qkv: int, step: int, row: int, rows: int, head: int, heads: int, positions: Any, blocks: int, base: int,
+    after: int, after_base: int, after_used: int, window: int, slopes: Any, scores: int, s_step: int, mixed: int,
+    m_step: int, scratch: int, out: int, out_step: int,
 ) -> None:  # fmt: skip
     """Attention of `rows` consecutive rows of one sequence, or of `heads` heads of one row, that share keys.
 
-    A row sees `window` positions (0: all); scores are capped at `cap` (0: not) and fall by `slopes[head]` with
+    A row sees `window` positions (0: all); scores are capped at s.cap (0: not) and fall by `slopes[head]` with
     distance. Either count may be above one, not both. Queries are rotated and scaled already; head h's stand at columns
-    h * head_dim of `qkv` (a row every `step` bytes), and its result goes to the same columns of `out`.
-    `tile` is the routine of products.TILES for this kind of cache; `blocks` lists addresses, as `after` does: those of
-    the first `after_used` blocks of another sequence or head, at `after_base`, are fetched meanwhile.
+    h * head_dim of `qkv` (a row every `step` bytes), and its result goes to the same columns of `out`. `blocks` lists
+    addresses, as `after` does: those of the first `after_used` blocks of another sequence or head, at `after_base`, are
+    fetched meanwhile. `scratch` has room for a tile of codes, their fields and 12 rows of 32.
     """
-    wide, count, size = (head_dim + 31) // 32 * 32, max(rows, heads), 2 if kind else 4
+    head_dim, wide, count = s.head_dim, (s.head_dim + 31) // 32 * 32, max(rows, heads)
     across = step if heads == 1 else 4 * head_dim
+    codes = scratch + WIDE_TILE * LINE
+    own = Acts(scratch, codes, codes + WIDE_TILE * wide, wide, 1, 0)
     done = 0
     while done < count:
         tokens = width(count - done)
@@ -156,25 +229,26 @@ def attend(
         last = positions[row + (done + real - 1 if heads == 1 else 0)]
         used, oldest = last // BLOCK + 1, positions[row + (done if heads == 1 else 0)]
         begin = max(0, oldest - window + 1) // BLOCK if window else 0
+        if s.kept.kind == EIGHT:
+            quantise_tile(first, across, own, 0, real)
         for b in range(begin, used):
-            keys, target = simd.read_long(blocks + 8 * b) + base, scores + LINE * b
             if b < after_used:
-                fetch(simd.read_long(after + 8 * b) + after_base, size * BLOCK * head_dim)
-            simd.invoke(tile, (tokens, 1, keys, size * BLOCK, first, across, head_dim, target, s_step))
+                fetch(simd.read_long(after + 8 * b) + after_base, s.kept.key_bytes)
+            keys = simd.read_long(blocks + 8 * b) + base
+            _scores(s, tokens, real, keys, first, across, own, scores + LINE * b, s_step)
         for t in range(real):
             position, here = positions[row + (done + t if heads == 1 else 0)], scores + t * s_step
             low = max(0, position - window + 1) if window else 0
-            if cap != 0:
-                _cap(here, begin * BLOCK, used * BLOCK, cap)
+            if s.cap != 0:
+                _cap(here, begin * BLOCK, used * BLOCK, np.float32(s.cap))
             slope = slopes[head + (0 if heads == 1 else done + t)]
             simd.write(mixed + t * m_step + 4 * wide, _softmax(here, begin, used, low, position, slope))
         for b in range(begin, used):
-            p, values = scores + LINE * b, simd.read_long(blocks + 8 * b) + base + size * BLOCK * head_dim
             if b < after_used:
-                fetch(simd.read_long(after + 8 * b) + after_base + size * BLOCK * head_dim, size * BLOCK * wide)
-            for column in range(0, wide, BLOCK):
-                target, here = mixed + 4 * column, values + size * column
-                simd.invoke(tile, (tokens, int(b == begin), here, size * wide, p, s_step, BLOCK, target, m_step))
+                values = simd.read_long(after + 8 * b) + after_base + s.kept.key_bytes
+                fetch(values, s.kept.bytes - s.kept.key_bytes)
+            values, seen = simd.read_long(blocks + 8 * b) + base + s.kept.key_bytes, min(BLOCK, last + 1 - b * BLOCK)
+            _mix(s, tokens, real, seen, values, scores + LINE * b, s_step, own, mixed, m_step, int(b == begin))
         for t in range(real):
             target = out + (row + (done + t if heads == 1 else 0)) * out_step
             target += 4 * (head + (0 if heads == 1 else done + t)) * head_dim

@@ -40,8 +40,7 @@ class Shape(NamedTuple):
 
     `norm`: 1 for the layer norm, 0 for the root-mean-square one; `placement` as above, 0 for "pre"; `activation` as
     in kernels.py; `qk_norm`: 1 over each head, 2 over all; `half` of a head's rotated coordinates;
-    `cache_kind` 0 for keys and values in float32, 1 for float16, and the `tile` that
-    attention takes for them.
+    how keys and values are `kept`.
     """
 
     dim: int
@@ -61,8 +60,7 @@ class Shape(NamedTuple):
     half: int
     cap: float
     embed_scale: float
-    cache_kind: int
-    tile: int
+    kept: attention.Kept
 
 
 class Model(NamedTuple):
@@ -198,7 +196,7 @@ def _norm_tile(s: Any, side: int, which: int, w: Any, rows: Any, acts: Any, firs
         source, target = w.x + 4 * rows[i] * w.normed.cols, acts.x + 4 * i * acts.cols
         kernels.normalise(s.norm, source, entry(side, which), entry(side, which + 1), s.dim, s.eps, target)
     if acts.coded:
-        quantise_tile(acts.x + 4 * first * acts.cols, acts, first, count)
+        quantise_tile(acts.x + 4 * first * acts.cols, 4 * acts.cols, acts, first, count)
 
 
 @kernel
@@ -222,11 +220,11 @@ def _code_phase(acts: Any, count: int, tid: int, sync: Any, phase: int) -> int:
     if not acts.coded:
         return phase
     if count <= WIDE_TILE:
-        quantise_tile(acts.x, _own(acts, tid, count), 0, count)
+        quantise_tile(acts.x, 4 * acts.cols, _own(acts, tid, count), 0, count)
         return phase
     items, i = (count + WIDE_TILE - 1) // WIDE_TILE, _claim(sync, phase, 1)
     while i < items:
-        quantise_tile(acts.x + 4 * i * WIDE_TILE * acts.cols, acts, i * WIDE_TILE, count)
+        quantise_tile(acts.x + 4 * i * WIDE_TILE * acts.cols, 4 * acts.cols, acts, i * WIDE_TILE, count)
         i = _next(sync, phase, i, 1, items)
     return _meet(sync, phase, items)
 
@@ -290,17 +288,17 @@ def _qkv_phase(m: int, acts: Any, low: Any, w: Any, count: int, tile: int, threa
 @kernel
 def _turn_phase(s: Any, model: Any, r: Any, w: Any, m: int, layer: int, threads: int, sync: Any, phase: int) -> int:
     """Biases, norms and rotations of queries and keys; keys and values go into the caches."""
-    wide, side, table = (s.head_dim + 31) // 32 * 32, _side(model, layer), model.turned[layer]
+    side, table = _side(model, layer), model.turned[layer]
     key = entry(m, BLOCKS) * BLOCK
     value = key + entry(m + ROW, BLOCKS) * BLOCK
-    columns, size = value + entry(m + 2 * ROW, BLOCKS) * BLOCK, BLOCK * (s.head_dim + wide) * (2 if s.cache_kind else 4)
+    columns, size = value + entry(m + 2 * ROW, BLOCKS) * BLOCK, s.kept.bytes * s.kv_heads
     scale, head = np.float32(s.scale), 4 * s.head_dim
     i, count = _claim(sync, phase, 1), len(r.ids)
     while i < count:
         position, x = r.positions[i], w.qkv + 4 * i * columns
         if i + threads < count and r.blocks[i + threads, 0] != r.blocks[i, 0]:
-            after = r.blocks[i + threads, r.positions[i + threads] // BLOCK] + size * layer * s.kv_heads
-            attention.fetch(after, size * s.kv_heads)
+            after = r.blocks[i + threads, r.positions[i + threads] // BLOCK] + size * layer
+            attention.fetch(after, size)
         if entry(side, QKV_BIAS):
             _add_row(x, entry(side, QKV_BIAS), columns)
         attention.norm_heads(s, entry(side, Q_NORM), x, s.heads)
@@ -312,21 +310,20 @@ def _turn_phase(s: Any, model: Any, r: Any, w: Any, m: int, layer: int, threads:
             for h in range(s.kv_heads):
                 attention.turn(x + 4 * key + h * head, s.half, angles)
         attention.scale(x, s.heads * s.head_dim, scale)
-        for h in range(s.kv_heads):
-            place = r.blocks[i, position // BLOCK] + size * (layer * s.kv_heads + h)
-            k, v = x + 4 * key + h * head, x + 4 * value + h * head
-            attention.remember(s.cache_kind, k, v, s.head_dim, place, position % BLOCK)
+        place = r.blocks[i, position // BLOCK] + size * layer
+        attention.remember(s, x + 4 * key, x + 4 * value, place, position % BLOCK)
         i = _next(sync, phase, i, 1, count)
     return _meet(sync, phase, count)
 
 
 @kernel
 def _attention_phase(
-    s: Any, model: Any, r: Any, w: Any, m: int, layer: int, tid: int, threads: int, sync: Any, phase: int
+    s: Any, model: Any, r: Any, w: Any, m: int, layer: int, tile: int, tid: int, threads: int, sync: Any,
+    phase: int,
 ) -> int:  # fmt: skip
     """Attention for each span and key head."""
     group, items = s.heads // s.kv_heads, len(r.spans) * s.kv_heads
-    size = BLOCK * (s.head_dim + (s.head_dim + 31) // 32 * 32) * (2 if s.cache_kind else 4)
+    size = s.kept.bytes
     step = LINE * (entry(m, BLOCKS) + entry(m + ROW, BLOCKS) + entry(m + 2 * ROW, BLOCKS))
     blocks, row_bytes = r.blocks.ctypes.data, 8 * r.blocks.shape[1]
     i = _claim(sync, phase, 1)
@@ -340,10 +337,10 @@ def _attention_phase(
         for h in range(group if count > 1 else 1):
             heads = 1 if count > 1 else group
             attention.attend(
-                s.cache_kind, s.tile, w.qkv, step, row, count, kv * group + h, heads, s.head_dim, r.positions,
-                blocks + row * row_bytes, base, blocks + after * row_bytes, after_base, used, model.windows[layer],
-                np.float32(s.cap), model.slopes, w.scores + tid * SPAN * w.score_step, w.score_step,
-                w.mixed + tid * SPAN * w.mixed_step, w.mixed_step, w.heads.x, 4 * w.heads.cols,
+                s, w.qkv, step, row, count, kv * group + h, heads, r.positions, blocks + row * row_bytes, base,
+                blocks + after * row_bytes, after_base, used, model.windows[layer], model.slopes,
+                w.scores + tid * SPAN * w.score_step, w.score_step, w.mixed + tid * SPAN * w.mixed_step, w.mixed_step,
+                tile, w.heads.x, 4 * w.heads.cols,
             )  # fmt: skip
         i = _next(sync, phase, i, 1, items)
     return _meet(sync, phase, items)
@@ -450,7 +447,7 @@ def _layer(
     phase = _reduce_phase(low, 0, normed, count, sync, phase)
     phase = _qkv_phase(m, normed, low, w, count, tile, threads, sync, phase)
     phase = _turn_phase(s, model, r, w, m, layer, threads, sync, phase)
-    phase = _attention_phase(s, model, r, w, m, layer, tid, threads, sync, phase)
+    phase = _attention_phase(s, model, r, w, m, layer, tile, tid, threads, sync, phase)
     phase = _code_phase(w.heads, count, tid, sync, phase)
     own = _own(w.heads, tid, count)
     heads = Acts(w.heads.x, own.codes, own.fields, own.cols, own.coded, 0)

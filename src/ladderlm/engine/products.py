@@ -134,4 +134,10 @@ def _tile_f16(
     tile(1, tokens, replace, rows, row_step, x, x_step, n, out, out_step)
 
 
-TILES = (Routine(_tile_f32), Routine(_tile_f16))  # of attention, by the kind of the cache
+def _tile_i8(
+    tokens: int, replace: int, rows: int, row_step: int, x: int, x_step: int, n: int, out: int, out_step: int
+) -> None:
+    tile(3, tokens, replace, rows, row_step, x, x_step, n, out, out_step)
+
+
+TILES = (Routine(_tile_f32), Routine(_tile_f16), Routine(_tile_i8))  # of attention, by the kind of the cache

@@ -322,6 +322,16 @@ def lane(typing_context: Any, x: Any, index: Any) -> tuple[Any, Codegen]:
 
 
 @intrinsic
+def pick(typing_context: Any, x: Any, index: Any) -> tuple[Any, Codegen]:
+    """Lane `index` of x."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.extract_element(*args)
+
+    return types.float32(vector, types.int64), codegen
+
+
+@intrinsic
 def total(typing_context: Any, x: Any) -> tuple[Any, Codegen]:
     """The sum of the 16 lanes, by halves: always in the same order."""
 

@@ -12,10 +12,11 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from ladderlm.engine.simd import F32, I16, I64, LANES, VF, VI, WIDE, Codegen, broadcast, constant, fma, load_vector
+from ladderlm.engine.simd import F32, I8, I16, I64, LANES, VF, VI, WIDE, Codegen, broadcast, constant, fma, load_vector
 
-Storage = Literal["f32", "f16", "bf16"]
-STORAGES: tuple[Storage, ...] = ("f32", "f16", "bf16")
+Storage = Literal["f32", "f16", "bf16", "i8"]
+STORAGES: tuple[Storage, ...] = ("f32", "f16", "bf16")  # of matrices
+KINDS: tuple[Storage, ...] = (*STORAGES, "i8")
 CHUNK = 256  # k of a running sum
 TOKENS = (8, 4, 2, 1) if WIDE else (2, 1)  # of a tile
 VECTOR_BYTES = 4 * LANES
@@ -23,7 +24,7 @@ V16, VH = ir.VectorType(I16, LANES), ir.VectorType(ir.HalfType(), LANES)
 
 
 def _size(storage: Storage) -> int:
-    return 4 if storage == "f32" else 2
+    return {"f32": 4, "i8": 1}.get(storage, 2)
 
 
 def _vector(builder: Any, storage: Storage, address: Any, index: int) -> Any:
@@ -33,6 +34,8 @@ def _vector(builder: Any, storage: Storage, address: Any, index: int) -> Any:
         return load_vector(builder, address, offset)
     if storage == "f16":
         return builder.fpext(load_vector(builder, address, offset, VH, align=2), VF)
+    if storage == "i8":
+        return builder.sitofp(load_vector(builder, address, offset, ir.VectorType(I8, LANES), align=1), VF)
     wide = builder.zext(load_vector(builder, address, offset, V16, align=2), VI)
     return builder.bitcast(builder.shl(wide, ir.Constant(VI, [16] * LANES)), VF)
 
@@ -88,11 +91,11 @@ def tile(
     context: Any, kind: Any, tokens: Any, replace: Any, rows: Any, row_step: Any, x: Any, x_step: Any, n: Any,
     out: Any, out_step: Any,
 ) -> tuple[Any, Codegen]:  # fmt: skip
-    """`tokens` (of TOKENS) rows of scalars times n rows of 32 numbers kept as STORAGES[kind].
+    """`tokens` (of TOKENS) rows of scalars times n rows of 32 numbers kept as KINDS[kind].
 
     out[t][0:32] becomes, or with replace = 0 grows by, the sum over k of x[t][k] * rows[k][0:32]; steps in bytes.
     """
-    storage = STORAGES[kind.literal_value]
+    storage = KINDS[kind.literal_value]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _, tokens, replace, *rest = args

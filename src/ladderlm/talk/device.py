@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ladderlm import engine
 from ladderlm.errors import MissingExtra, UsageError, nearest
+from ladderlm.types import KVType
 
 if TYPE_CHECKING:
     from ladderlm.engine.engine import Engine
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 DEVICE = "where models run: auto (a GPU if torch sees one, else the CPU), cpu, cuda, cuda:N, mps, torch (on the CPU)"
 KV_CACHE_MB = "megabytes for keys and values (default: a quarter of the memory; most of a GPU's)"
+KV_CACHE_DTYPE = "how keys and values are kept: float16 beside quantised weights; int8 takes half of that"
 DRAFT = "a smaller model with the same tokenizer that guesses what the model writes: same answers, sooner"
 NAMES = ("auto", "cpu", "cuda", "mps", "torch")
 
@@ -26,16 +28,20 @@ def load(
     *,
     threads: int | None = None,
     kv_bytes: int | None = None,
+    kv_dtype: KVType = "auto",
     draft: ModelFiles | None = None,
 ) -> Engine:
-    """An Engine for `files` on `device`; `threads` and `draft` are the CPU engine's. Close it, or use it in `with`.
+    """An Engine for `files` on `device`; `threads`, `kv_dtype` and `draft` are the CPU engine's.
 
+    Close it, or use it in `with`.
     Raises UsageError for a device that is not there, MissingExtra where it needs torch and torch is not installed.
     """
     if kv_bytes is not None and kv_bytes < 1:
         raise UsageError("the memory for keys and values must be above 0", where=f"{kv_bytes} bytes")
     if (name := torch_name(device)) is None:
-        return engine.load(files, threads=threads, kv_bytes=kv_bytes, draft=draft)
+        return engine.load(files, threads=threads, kv_bytes=kv_bytes, kv_dtype=kv_dtype, draft=draft)
+    if kv_dtype != "auto":
+        raise UsageError("torch keeps keys and values as it computes", where=f"{kv_dtype} on {name}", cure="auto")
     if draft is not None:
         raise UsageError("a draft model guesses on the CPU only", where=draft.name, cure="--device cpu")
     try:
