@@ -31,8 +31,8 @@ from ladderlm.evals.peers import PEERS, open_peer
 from ladderlm.evals.work import Ids, System, Work, fresh_prompts, through_the_door, works
 from ladderlm.models import ModelFiles, open_model
 from ladderlm.models.catalogue import DEFAULT_MODEL
-from ladderlm.talk.device import DEVICE, torch_name
-from ladderlm.types import Sampling, Value
+from ladderlm.talk.device import DEVICE, KV_CACHE_DTYPE, torch_name
+from ladderlm.types import KVType, Sampling, Value
 
 if TYPE_CHECKING:
     from ladderlm.engine.backend import Backend
@@ -47,6 +47,7 @@ class BenchConfig:
         (), "another program on the same file: " + ", ".join(PEERS) + ", or a server's URL"
     )
     device: str = option("auto", DEVICE)
+    kv_cache_dtype: KVType = option("auto", KV_CACHE_DTYPE)
     threads: int = option(0, "threads of every system (0: the cores, at most 8)")
     rounds: int = option(5, "how often everything is measured; one round more comes first and does not count")
     seconds: int = option(0, "begin no further round after so many seconds, if one counts (0: measure all rounds)")
@@ -106,7 +107,7 @@ class LadderLM:
     name = "ladderlm"
     warms_up = False
 
-    def __init__(self, files: ModelFiles, threads: int, device: str | None = None) -> None:
+    def __init__(self, files: ModelFiles, threads: int, device: str | None = None, kv_dtype: KVType = "auto") -> None:
         engine.check(files)
         self._arch = files.arch
         self.backend: Backend
@@ -114,7 +115,7 @@ class LadderLM:
         if device is None:
             from ladderlm.engine import ceiling, simd  # numba, which `--help` must not wait for
 
-            self.backend = engine.on_cpu(files.arch, files.weights, threads=threads, key=files.hash)
+            self.backend = engine.on_cpu(files.arch, files.weights, threads=threads, key=files.hash, kv_dtype=kv_dtype)
             self._engine = Engine(self.backend)
             self.meter, self.instructions = ceiling.Meter(threads), simd.ISA
         else:
@@ -168,11 +169,13 @@ def run(config: BenchConfig) -> BenchResult:
     if config.rounds < 1 or config.tokens < 1 or config.threads < 0:
         raise UsageError("rounds and tokens must be at least 1", where=f"{config.rounds}, {config.tokens}")
     device = torch_name(config.device)
+    if device is not None and config.kv_cache_dtype != "auto":
+        raise UsageError("torch keeps keys and values as it computes", where=config.kv_cache_dtype, cure="auto")
     files = open_model(config.model)
     threads = config.threads or min(os.cpu_count() or 1, 8)
     chosen, left_out = _chosen(config, files)
     with contextlib.ExitStack() as stack:
-        mine = LadderLM(files, threads, device)
+        mine = LadderLM(files, threads, device, config.kv_cache_dtype)
         stack.callback(mine.close)
         systems: list[System] = [mine]
         for name in config.against:
