@@ -21,6 +21,7 @@ from ladderlm.engine.tiles import STORAGES
 
 KINDS = ("float32", "float16", "int8")  # of keys and values
 EIGHT = KINDS.index("int8")
+AHEAD = 2  # blocks: what memory needs to answer
 
 
 class Kept(NamedTuple):
@@ -168,21 +169,27 @@ def fetch(address: int, count: int) -> None:
 
 @kernel
 def _scores(
-    s: Any, tokens: int, real: int, keys: int, first: int, across: int, own: Any, target: int, step: int
-) -> None:
-    """Products of queries and the keys of a block: `real` rows, `step` bytes apart from `target` on."""
+    s: Any, tokens: int, real: int, keys: int, first: int, across: int, own: Any, target: int, step: int, ahead: int
+) -> None:  # fmt: skip
+    """Products of queries and the keys of a block: `real` rows, `step` bytes apart from `target` on.
+
+    What lies `ahead` bytes further is fetched meanwhile.
+    """
     if s.kept.kind == EIGHT:
-        simd.invoke(s.kept.product, (keys, own.codes, own.fields, s.head_dim // BLOCK, tile_size(real), own.x, 0))
+        simd.invoke(s.kept.product, (keys, own.codes, own.fields, s.head_dim // BLOCK, tile_size(real), own.x, ahead))
         put(own.x, target, step, real)
     else:
         size = 2 * BLOCK if s.kept.kind else 4 * BLOCK
-        simd.invoke(s.kept.tile, (tokens, 1, keys, size, first, across, s.head_dim, target, step))
+        simd.invoke(s.kept.tile, (tokens, 1, keys, size, first, across, s.head_dim, target, step, ahead))
 
 
 @kernel
 def _mix(s: Any, tokens: int, real: int, seen: int, values: int, p: int, p_step: int, own: Any, target: int, step: int,
-         replace: int) -> None:  # fmt: skip
-    """Adds the first `seen` values of a block, each times its share, to `real` rows; `replace`: to nothing."""
+         replace: int, ahead: int) -> None:  # fmt: skip
+    """Adds the first `seen` values of a block, each times its share, to `real` rows; `replace`: to nothing.
+
+    What lies `ahead` bytes further is fetched meanwhile.
+    """
     wide = (s.head_dim + 31) // 32 * 32
     if s.kept.kind == EIGHT:
         for column in range(0, wide, BLOCK):
@@ -192,19 +199,22 @@ def _mix(s: Any, tokens: int, real: int, seen: int, values: int, p: int, p_step:
                 simd.store(own.x + LINE * t, simd.mul(simd.load(p + t * p_step), low))
                 simd.store(own.x + LINE * t + 64, simd.mul(simd.load(p + t * p_step + 64), high))
             simd.invoke(
-                s.kept.tile, (tokens, replace, values + column, wide, own.x, LINE, seen, target + 4 * column, step)
+                s.kept.tile,
+                (tokens, replace, values + column, wide, own.x, LINE, seen, target + 4 * column, step, ahead),
             )
         return
     size = 2 if s.kept.kind else 4
     for column in range(0, wide, BLOCK):
         here = target + 4 * column
-        simd.invoke(s.kept.tile, (tokens, replace, values + size * column, size * wide, p, p_step, seen, here, step))
+        simd.invoke(
+            s.kept.tile, (tokens, replace, values + size * column, size * wide, p, p_step, seen, here, step, ahead)
+        )
 
 
 @kernel
 def attend(
     s: Any, qkv: int, step: int, row: int, rows: int, head: int, heads: int, positions: Any, blocks: int, base: int,
-    after: int, after_base: int, after_used: int, window: int, slopes: Any, scores: int, s_step: int, mixed: int,
+    after: int, after_base: int, window: int, slopes: Any, scores: int, s_step: int, mixed: int,
     m_step: int, scratch: int, out: int, out_step: int,
 ) -> None:  # fmt: skip
     """Attention of `rows` consecutive rows of one sequence, or of `heads` heads of one row, that share keys.
@@ -212,8 +222,8 @@ def attend(
     A row sees `window` positions (0: all); scores are capped at s.cap (0: not) and fall by `slopes[head]` with
     distance. Either count may be above one, not both. Queries are rotated and scaled already; head h's stand at columns
     h * head_dim of `qkv` (a row every `step` bytes), and its result goes to the same columns of `out`. `blocks` lists
-    addresses, as `after` does: those of the first `after_used` blocks of another sequence or head, at `after_base`, are
-    fetched meanwhile. `scratch` has room for a tile of codes, their fields and 12 rows of 32.
+    addresses, as `after` does; each is fetched some blocks before it is used, and in the end those of `after`.
+    `scratch` has room for a tile of codes, their fields and 12 rows of 32.
     """
     head_dim, wide, count = s.head_dim, (s.head_dim + 31) // 32 * 32, max(rows, heads)
     across = step if heads == 1 else 4 * head_dim
@@ -232,10 +242,12 @@ def attend(
         if s.kept.kind == EIGHT:
             quantise_tile(first, across, own, 0, real)
         for b in range(begin, used):
-            if b < after_used:
-                fetch(simd.read_long(after + 8 * b) + after_base, s.kept.key_bytes)
-            keys = simd.read_long(blocks + 8 * b) + base
-            _scores(s, tokens, real, keys, first, across, own, scores + LINE * b, s_step)
+            keys, soon = simd.read_long(blocks + 8 * b) + base, b + AHEAD
+            if soon < used:
+                soon = simd.read_long(blocks + 8 * soon) + base
+            else:
+                soon = simd.read_long(blocks + 8 * min(used - 1, begin + soon - used)) + base + s.kept.key_bytes
+            _scores(s, tokens, real, keys, first, across, own, scores + LINE * b, s_step, soon - keys)
         for t in range(real):
             position, here = positions[row + (done + t if heads == 1 else 0)], scores + t * s_step
             low = max(0, position - window + 1) if window else 0
@@ -244,11 +256,13 @@ def attend(
             slope = slopes[head + (0 if heads == 1 else done + t)]
             simd.write(mixed + t * m_step + 4 * wide, _softmax(here, begin, used, low, position, slope))
         for b in range(begin, used):
-            if b < after_used:
-                values = simd.read_long(after + 8 * b) + after_base + s.kept.key_bytes
-                fetch(values, s.kept.bytes - s.kept.key_bytes)
-            values, seen = simd.read_long(blocks + 8 * b) + base + s.kept.key_bytes, min(BLOCK, last + 1 - b * BLOCK)
-            _mix(s, tokens, real, seen, values, scores + LINE * b, s_step, own, mixed, m_step, int(b == begin))
+            values, soon = simd.read_long(blocks + 8 * b) + base + s.kept.key_bytes, b + AHEAD
+            if soon < used:
+                soon = simd.read_long(blocks + 8 * soon) + base + s.kept.key_bytes
+            else:
+                soon = simd.read_long(after + 8 * (soon - used)) + after_base
+            share, seen = scores + LINE * b, min(BLOCK, last + 1 - b * BLOCK)
+            _mix(s, tokens, real, seen, values, share, s_step, own, mixed, m_step, int(b == begin), soon - values)
         for t in range(real):
             target = out + (row + (done + t if heads == 1 else 0)) * out_step
             target += 4 * (head + (0 if heads == 1 else done + t)) * head_dim
@@ -260,4 +274,3 @@ def attend(
             for i in range(4 * whole, 4 * head_dim, 4):
                 simd.write(target + i, simd.read(source + i) * share)
         done += real
-        after_used = 0

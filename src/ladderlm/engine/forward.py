@@ -25,7 +25,7 @@ SPAN = 8  # rows that share one pass of attention
 PHASES = 17  # in a layer, at most
 APART = 64  # bytes of a cache line: counters stay apart
 SPINS = 2000  # polls (some tens of microseconds) before a waiting thread gives its core away
-GRAINS = 4  # pieces of a phase for each thread
+GRAINS = 4  # small pieces of a phase for each thread
 
 
 INNER, SANDWICH, POST, PARALLEL, PARALLEL_TWO = 1, 2, 3, 4, 5  # where the norms are; see Architecture.placement
@@ -121,12 +121,14 @@ class Work(NamedTuple):
 
 
 @kernel
-def _meet(sync: Any, phase: int, items: int) -> int:
-    """Waits until all items of `phase` are done, whoever did them; the next phase's number.
+def _meet(sync: Any, phase: int, items: int, done: int) -> int:
+    """Tells that `done` items are done, and waits until all of `phase` are, whoever did them; the next phase's number.
 
-    A thread that the system has put aside holds up nobody unless it is in the middle of an item.
+    A thread that the system has put aside holds up nobody unless it has begun items.
     """
     here, polls = sync.ctypes.data + APART * (2 * phase + 1), 0
+    if done:
+        simd.atomic_add(here, done)
     while simd.atomic_load(here) < items:
         polls += 1
         if polls > SPINS:
@@ -135,21 +137,22 @@ def _meet(sync: Any, phase: int, items: int) -> int:
 
 
 @kernel
-def _claim(sync: Any, phase: int, grain: int) -> int:
-    """The first of the next `grain` unclaimed items of a phase."""
-    return simd.atomic_add(sync.ctypes.data + 2 * APART * phase, grain)
+def _claim(sync: Any, phase: int) -> int:
+    """The next unclaimed piece of a phase."""
+    return simd.atomic_add(sync.ctypes.data + 2 * APART * phase, 1)
 
 
 @kernel
-def _next(sync: Any, phase: int, first: int, grain: int, items: int) -> int:
-    """Tells that the `grain` items from `first` on are done, and claims some more."""
-    simd.atomic_add(sync.ctypes.data + APART * (2 * phase + 1), min(grain, items - first))
-    return _claim(sync, phase, grain)
-
-
-@kernel
-def _grain(items: int, threads: int) -> int:
-    return max(1, items // (threads * GRAINS))
+def _start(piece: int, items: int, threads: int) -> int:
+    """The first item of a piece: half of all are one large piece for each thread, so that few are claimed; the others
+    are small, so that threads end together."""
+    large = items // (2 * threads)
+    small = max(1, (items - threads * large) // (threads * GRAINS))
+    if not large:
+        return min(items, piece)
+    if piece <= threads:
+        return piece * large
+    return min(items, threads * large + (piece - threads) * small)
 
 
 @kernel
@@ -172,15 +175,16 @@ def _own(acts: Any, tid: int, count: int) -> Any:
 
 
 @kernel
-def _embed_phase(s: Any, model: Any, r: Any, w: Any, sync: Any, phase: int) -> None:
+def _embed_phase(s: Any, model: Any, r: Any, w: Any, sync: Any, phase: int) -> int:
     """x = the embedding of each row's token, plus its position's where positions are learned."""
-    i, step, count = _claim(sync, phase, 1), 4 * w.normed.cols, len(r.ids)
+    i, step, count, done = _claim(sync, phase), 4 * w.normed.cols, len(r.ids), 0
     matrix = model.table.ctypes.data + 8 * COLUMNS * EMBED
     while i < count:
         kernels.embed(matrix, r.ids[i], s.dim, np.float32(s.embed_scale), w.x + i * step)
         if model.places:
             _add_row(w.x + i * step, model.places + r.positions[i] * step, w.normed.cols)
-        i = _next(sync, phase, i, 1, count)
+        i, done = _claim(sync, phase), done + 1
+    return _meet(sync, phase, count, done)
 
 
 @kernel
@@ -207,11 +211,11 @@ def _norm_phase(
     if count <= WIDE_TILE and s.placement < PARALLEL:
         _norm_tile(s, side, which, w, rows, _own(acts, tid, count), 0, count)
         return phase
-    items, i = (count + WIDE_TILE - 1) // WIDE_TILE, _claim(sync, phase, 1)
+    items, i, done = (count + WIDE_TILE - 1) // WIDE_TILE, _claim(sync, phase), 0
     while i < items:
         _norm_tile(s, side, which, w, rows, acts, i * WIDE_TILE, count)
-        i = _next(sync, phase, i, 1, items)
-    return _meet(sync, phase, items)
+        i, done = _claim(sync, phase), done + 1
+    return _meet(sync, phase, items, done)
 
 
 @kernel
@@ -222,11 +226,11 @@ def _code_phase(acts: Any, count: int, tid: int, sync: Any, phase: int) -> int:
     if count <= WIDE_TILE:
         quantise_tile(acts.x, 4 * acts.cols, _own(acts, tid, count), 0, count)
         return phase
-    items, i = (count + WIDE_TILE - 1) // WIDE_TILE, _claim(sync, phase, 1)
+    items, i, done = (count + WIDE_TILE - 1) // WIDE_TILE, _claim(sync, phase), 0
     while i < items:
         quantise_tile(acts.x + 4 * i * WIDE_TILE * acts.cols, 4 * acts.cols, acts, i * WIDE_TILE, count)
-        i = _next(sync, phase, i, 1, items)
-    return _meet(sync, phase, items)
+        i, done = _claim(sync, phase), done + 1
+    return _meet(sync, phase, items, done)
 
 
 @kernel
@@ -240,17 +244,17 @@ def _reduce_phase(low: Any, which: int, acts: Any, count: int, sync: Any, phase:
     if count == 1:
         lora.reduce(low, which, acts, 0)
         return phase
-    i = _claim(sync, phase, 1)
+    i, done = _claim(sync, phase), 0
     while i < count:
         lora.reduce(low, which, acts, i)
-        i = _next(sync, phase, i, 1, count)
-    return _meet(sync, phase, count)
+        i, done = _claim(sync, phase), done + 1
+    return _meet(sync, phase, count, done)
 
 
 @kernel
 def _branch_phase(s: Any, side: int, which: int, w: Any, count: int, sync: Any, phase: int) -> int:
     """Adds the norm of `branch` to x; in the original Transformer x is the norm of their sum."""
-    i, step = _claim(sync, phase, 1), 4 * w.normed.cols
+    i, step, done = _claim(sync, phase), 4 * w.normed.cols, 0
     while i < count:
         x, branch = w.x + i * step, w.branch + i * step
         if s.placement == POST:
@@ -259,8 +263,8 @@ def _branch_phase(s: Any, side: int, which: int, w: Any, count: int, sync: Any, 
         else:
             kernels.normalise(s.norm, branch, entry(side, which), entry(side, which + 1), s.dim, s.eps, branch)
             _add_row(x, branch, w.normed.cols)
-        i = _next(sync, phase, i, 1, count)
-    return _meet(sync, phase, count)
+        i, done = _claim(sync, phase), done + 1
+    return _meet(sync, phase, count, done)
 
 
 @kernel
@@ -269,10 +273,11 @@ def _qkv_phase(m: int, acts: Any, low: Any, w: Any, count: int, tile: int, threa
     n0 = entry(m, BLOCKS)
     n1 = n0 + entry(m + ROW, BLOCKS)
     items = n1 + entry(m + 2 * ROW, BLOCKS)
-    grain, step = _grain(items, threads), LINE * items
-    first = _claim(sync, phase, grain)
+    piece, step, done = _claim(sync, phase), LINE * items, 0
+    first = _start(piece, items, threads)
     while first < items:
-        for i in range(first, min(items, first + grain)):
+        end = _start(piece + 1, items, threads)
+        for i in range(first, end):
             part = 0 if i < n0 else (1 if i < n1 else 2)
             block, t = i - (0 if part == 0 else (n0 if part == 1 else n1)), 0
             while t < count:
@@ -281,8 +286,9 @@ def _qkv_phase(m: int, acts: Any, low: Any, w: Any, count: int, tile: int, threa
                 lora.expand(low, part, block, t, n, tile)
                 kernels.put(tile, w.qkv + t * step + i * LINE, step, n)
                 t += n
-        first = _next(sync, phase, first, grain, items)
-    return _meet(sync, phase, items)
+        piece, done = _claim(sync, phase), done + end - first
+        first = _start(piece, items, threads)
+    return _meet(sync, phase, items, done)
 
 
 @kernel
@@ -293,27 +299,31 @@ def _turn_phase(s: Any, model: Any, r: Any, w: Any, m: int, layer: int, threads:
     value = key + entry(m + ROW, BLOCKS) * BLOCK
     columns, size = value + entry(m + 2 * ROW, BLOCKS) * BLOCK, s.kept.bytes * s.kv_heads
     scale, head = np.float32(s.scale), 4 * s.head_dim
-    i, count = _claim(sync, phase, 1), len(r.ids)
-    while i < count:
-        position, x = r.positions[i], w.qkv + 4 * i * columns
-        if i + threads < count and r.blocks[i + threads, 0] != r.blocks[i, 0]:
-            after = r.blocks[i + threads, r.positions[i + threads] // BLOCK] + size * layer
-            attention.fetch(after, size)
-        if entry(side, QKV_BIAS):
-            _add_row(x, entry(side, QKV_BIAS), columns)
-        attention.norm_heads(s, entry(side, Q_NORM), x, s.heads)
-        attention.norm_heads(s, entry(side, K_NORM), x + 4 * key, s.kv_heads)
-        if table >= 0:
-            angles = model.angles.ctypes.data + 8 * s.half * (table * model.angles.shape[1] + position)
-            for h in range(s.heads):
-                attention.turn(x + h * head, s.half, angles)
-            for h in range(s.kv_heads):
-                attention.turn(x + 4 * key + h * head, s.half, angles)
-        attention.scale(x, s.heads * s.head_dim, scale)
-        place = r.blocks[i, position // BLOCK] + size * layer
-        attention.remember(s, x + 4 * key, x + 4 * value, place, position % BLOCK)
-        i = _next(sync, phase, i, 1, count)
-    return _meet(sync, phase, count)
+    piece, count, done = _claim(sync, phase), len(r.ids), 0
+    first = _start(piece, count, threads)
+    while first < count:
+        end = _start(piece + 1, count, threads)
+        for i in range(first, end):
+            position, x = r.positions[i], w.qkv + 4 * i * columns
+            if i + 1 < count and r.blocks[i + 1, 0] != r.blocks[i, 0]:
+                after = r.blocks[i + 1, r.positions[i + 1] // BLOCK] + size * layer
+                attention.fetch(after, size)
+            if entry(side, QKV_BIAS):
+                _add_row(x, entry(side, QKV_BIAS), columns)
+            attention.norm_heads(s, entry(side, Q_NORM), x, s.heads)
+            attention.norm_heads(s, entry(side, K_NORM), x + 4 * key, s.kv_heads)
+            if table >= 0:
+                angles = model.angles.ctypes.data + 8 * s.half * (table * model.angles.shape[1] + position)
+                for h in range(s.heads):
+                    attention.turn(x + h * head, s.half, angles)
+                for h in range(s.kv_heads):
+                    attention.turn(x + 4 * key + h * head, s.half, angles)
+            attention.scale(x, s.heads * s.head_dim, scale)
+            place = r.blocks[i, position // BLOCK] + size * layer
+            attention.remember(s, x + 4 * key, x + 4 * value, place, position % BLOCK)
+        piece, done = _claim(sync, phase), done + end - first
+        first = _start(piece, count, threads)
+    return _meet(sync, phase, count, done)
 
 
 @kernel
@@ -326,24 +336,21 @@ def _attention_phase(
     size = s.kept.bytes
     step = LINE * (entry(m, BLOCKS) + entry(m + ROW, BLOCKS) + entry(m + 2 * ROW, BLOCKS))
     blocks, row_bytes = r.blocks.ctypes.data, 8 * r.blocks.shape[1]
-    i = _claim(sync, phase, 1)
+    i, done = _claim(sync, phase), 0
     while i < items:
         row, count, kv = r.spans[i // s.kv_heads, 0], r.spans[i // s.kv_heads, 1], i % s.kv_heads
-        base, after, after_kv, used = size * (layer * s.kv_heads + kv), row, kv, 0
-        if count == 1 and i + threads < items:  # what this thread is likely to do next
-            after, after_kv = r.spans[(i + threads) // s.kv_heads, 0], (i + threads) % s.kv_heads
-            used = r.positions[after] // BLOCK + 1
-        after_base = size * (layer * s.kv_heads + after_kv)
+        base, following = size * (layer * s.kv_heads + kv), min(i + threads, items - 1)  # likely this thread's next
+        after, after_base = r.spans[following // s.kv_heads, 0], size * (layer * s.kv_heads + following % s.kv_heads)
         for h in range(group if count > 1 else 1):
             heads = 1 if count > 1 else group
             attention.attend(
                 s, w.qkv, step, row, count, kv * group + h, heads, r.positions, blocks + row * row_bytes, base,
-                blocks + after * row_bytes, after_base, used, model.windows[layer], model.slopes,
+                blocks + after * row_bytes, after_base, model.windows[layer], model.slopes,
                 w.scores + tid * SPAN * w.score_step, w.score_step, w.mixed + tid * SPAN * w.mixed_step, w.mixed_step,
                 tile, w.heads.x, 4 * w.heads.cols,
             )  # fmt: skip
-        i = _next(sync, phase, i, 1, items)
-    return _meet(sync, phase, items)
+        i, done = _claim(sync, phase), done + 1
+    return _meet(sync, phase, items, done)
 
 
 @kernel
@@ -354,10 +361,11 @@ def _out_phase(
     """Matrix m, number `which` of its layer, times acts plus bias: added to the residual stream, or put into `branch`
     where a norm comes first."""
     items, apart, step = entry(m, BLOCKS), 0 < s.placement < PARALLEL, 4 * w.normed.cols
-    grain = _grain(items, threads)
-    first = _claim(sync, phase, grain)
+    piece, done = _claim(sync, phase), 0
+    first = _start(piece, items, threads)
     while first < items:
-        for block in range(first, min(items, first + grain)):
+        end = _start(piece + 1, items, threads)
+        for block in range(first, end):
             t = 0
             while t < count:
                 n, place = kernels.taken(m, count - t), t * step + block * LINE
@@ -369,8 +377,9 @@ def _out_phase(
                 else:
                     kernels.accumulate(tile, w.x + place, step, n)
                 t += n
-        first = _next(sync, phase, first, grain, items)
-    return _meet(sync, phase, items)
+        piece, done = _claim(sync, phase), done + end - first
+        first = _start(piece, items, threads)
+    return _meet(sync, phase, items, done)
 
 
 @kernel
@@ -380,10 +389,11 @@ def _gate_phase(
     """hidden = f(gate) * up, or f(up); as codes where the next matrix takes them, as floats where it or adapters do."""
     gate, up, coded = m + 4 * ROW, m + 5 * ROW, entry(m + 6 * ROW, CODED)
     items, gates = entry(up, BLOCKS), tile + LINE * w.tile_rows
-    grain = _grain(items, threads)
-    first = _claim(sync, phase, grain)
+    piece, done = _claim(sync, phase), 0
+    first = _start(piece, items, threads)
     while first < items:
-        for block in range(first, min(items, first + grain)):
+        end = _start(piece + 1, items, threads)
+        for block in range(first, end):
             t = 0
             while t < count:
                 n = min(kernels.taken(up, count - t), kernels.taken(gate, count - t))
@@ -401,8 +411,9 @@ def _gate_phase(
                     place = w.hidden.x + 4 * t * w.hidden.cols + LINE * block
                     kernels.put(tile, place, 4 * w.hidden.cols, n)
                 t += n
-        first = _next(sync, phase, first, grain, items)
-    return _meet(sync, phase, items)
+        piece, done = _claim(sync, phase), done + end - first
+        first = _start(piece, items, threads)
+    return _meet(sync, phase, items, done)
 
 
 @kernel
@@ -415,18 +426,20 @@ def _bias(side: int, which: int, block: int) -> Any:
 @kernel
 def _head_phase(m: int, acts: Any, w: Any, count: int, tile: int, threads: int, sync: Any, phase: int) -> int:
     items = entry(m, BLOCKS)
-    grain, step = _grain(items, threads), LINE * items
-    first = _claim(sync, phase, grain)
+    piece, step, done = _claim(sync, phase), LINE * items, 0
+    first = _start(piece, items, threads)
     while first < items:
-        for block in range(first, min(items, first + grain)):
+        end = _start(piece + 1, items, threads)
+        for block in range(first, end):
             t = 0
             while t < count:
                 n = kernels.taken(m, count - t)
                 kernels.product(m, block, acts, t, n, tile)
                 kernels.put(tile, w.logits + t * step + block * LINE, step, n)
                 t += n
-        first = _next(sync, phase, first, grain, items)
-    return _meet(sync, phase, items)
+        piece, done = _claim(sync, phase), done + end - first
+        first = _start(piece, items, threads)
+    return _meet(sync, phase, items, done)
 
 
 @kernel
@@ -472,8 +485,7 @@ def forward(tid: int, threads: int, s: Any, model: Any, r: Any, w: Any, sync: An
     """The whole network for the rows `r`, as thread `tid` of `threads`. `sync` holds zeros at the start."""
     every, wanted = np.arange(len(r.ids)), len(r.wanted)
     tile = w.tiles + tid * 2 * LINE * w.tile_rows
-    _embed_phase(s, model, r, w, sync, 0)
-    phase = _meet(sync, 0, len(r.ids))
+    phase = _embed_phase(s, model, r, w, sync, 0)
     for layer in range(s.layers):
         phase = _layer(tid, threads, s, model, r, w, sync, layer, every, phase)
     if wanted:
