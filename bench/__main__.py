@@ -34,6 +34,7 @@ BENCHES = {
     "accuracy": "8-bit activations: perplexity within 0.3 % of llama.cpp's, float32's choices at least as often",
     "engine": "the engine against llama.cpp natively and at AVX2, and against OpenVINO GenAI in prefill",
     "warm": "the engine starts within 1.5 s, compiles within 20 s, and keeps to its memory",
+    "busy": "beside other busy programs on its cores the engine falls no further than its share",
     "turns": "the second turn of a conversation starts in at most 15 % of the time of the first",
     "sizes": "tokens per second, memory and loading of random models from 15 M to 7 B weights",
     "quantise": "int4 folders: at most 3 % more perplexity, 34 % of 16 bits, calibrated better than rounding",

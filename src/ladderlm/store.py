@@ -16,13 +16,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ladderlm.errors import FormatError, LadderError, NotFound, StorageError
+from ladderlm.errors import FormatError, LadderError, NotFound, StorageError, UsageError
 from ladderlm.types import Run
 
 # mkstemp makes private files; what is finished gets the usual permissions. Reading the mask means setting it.
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
 SCHEMA_VERSION = 1
+CACHE_BYTES = 64 * 10**9  # of packed weights, where the disk is large enough
 _SCHEMA = (
     """
     CREATE TABLE conversations (id INTEGER PRIMARY KEY, created REAL, model TEXT, conversation TEXT, sampling TEXT);
@@ -153,6 +154,52 @@ def lock(path: Path, timeout: float = 600.0) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def prune(used: Path, most: int | None = None) -> None:
+    """Notes that the cached file `used` is in use now, and makes room in its folder: above `most` bytes (default:
+    `cache_limit()`) the files that were used longest ago go, and what a process that died left of one it wrote.
+
+    `used` stays, and so does every file whose lock is held. Who has a file mapped keeps what it has mapped.
+    """
+    with storage_errors(used):
+        os.utime(used)  # systems seldom note when a file is read
+    most = cache_limit() if most is None else most
+    found = dict[Path, os.stat_result]()
+    for path in used.parent.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process may just have removed it
+            if path.is_file() and path.suffix != ".lock":
+                found[path] = path.stat()
+    left = sum(stat.st_size for stat in found.values())
+    for path in sorted(found, key=lambda p: (p.suffix != ".part", found[p].st_mtime_ns)):
+        unfinished = path.suffix == ".part"
+        if path == used or (left <= most and not unfinished):
+            continue
+        # `atomic_file` writes NAME as .NAME.xxxxxxxx.part
+        name = path.name[1:].rsplit(".", 2)[0] if unfinished else path.name
+        with contextlib.suppress(StorageError, OSError), lock(path.with_name(name), timeout=0):
+            path.unlink()
+            left -= found[path].st_size
+
+
+def cache_limit() -> int:
+    """Bytes that the engine's packed weights may take: `$LADDERLM_CACHE_GB`, else 64 GB or a quarter of the disk."""
+    if (told := os.environ.get("LADDERLM_CACHE_GB")) is None:
+        return min(CACHE_BYTES, shutil.disk_usage(make_dir(cache_dir())).total // 4)
+    try:
+        return max(0, int(float(told) * 1e9))
+    except (ValueError, OverflowError):
+        raise UsageError("must be a number of gigabytes", where=f"LADDERLM_CACHE_GB={told}") from None
+
+
+def folder_bytes(folder: Path) -> int:
+    """What the files below `folder` take on the disk."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            stat = path.lstat()
+            total += stat.st_size if path.is_file() and not path.is_symlink() else 0
+    return total
 
 
 def _try_lock(fd: int) -> bool:

@@ -22,9 +22,11 @@ import numpy.typing as npt
 from ladderlm.errors import FormatError, UsageError, nearest
 
 FloatArray = npt.NDArray[np.float32]
+KVType = Literal["auto", "float32", "float16", "int8"]  # of keys and values in the engine
 Cancel = threading.Event
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+AGE = 10.0  # seconds of waiting that weigh as much as a step of priority
 
 
 def _plain(value: Any) -> Any:
@@ -475,14 +477,13 @@ class Chat(Protocol):
     """Anything that answers a conversation. Most Chats wrap a Chat."""
 
     def stream(
-        self,
-        conversation: Conversation,
-        sampling: Sampling,
-        *,
-        cancel: Cancel | None = None,
-        deadline: float | None = None,
-    ) -> Iterator[Delta]:
-        """The answer as it is made. Closing the iterator cancels everything it wraps."""
+        self, conversation: Conversation, sampling: Sampling, *, cancel: Cancel | None = None,
+        deadline: float | None = None, priority: int = 0,
+    ) -> Iterator[Delta]:  # fmt: skip
+        """The answer as it is made. Closing the iterator cancels everything it wraps.
+
+        Of requests that wait, a higher `priority` goes first, but before none that came AGE seconds a step earlier.
+        """
         ...
 
 

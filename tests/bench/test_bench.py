@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-NAMES = ["startup", "speed", "parity", "quantise", "gguf", "engine", "sizes", "warm", "turns", "tokenizer", "crash",
-         "prepare"]  # fmt: skip
+NAMES = ["startup", "speed", "parity", "quantise", "gguf", "engine", "sizes", "warm", "busy", "turns", "tokenizer",
+         "crash", "prepare"]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -40,3 +40,11 @@ def test_a_minute_of_pii(shared_data: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(out.read_text())["shared"]["ours"]["phone"]["f1"] > 0.9
+
+
+def test_the_docs_name_every_proof_and_no_other() -> None:
+    sys.path.insert(0, str(ROOT))
+    from bench.__main__ import BENCHES
+
+    rows = (ROOT / "docs" / "bench.md").read_text(encoding="utf-8").partition("## Proofs")[2].splitlines()
+    assert {row.split("`")[1] for row in rows if row.startswith("| `")} == set(BENCHES)

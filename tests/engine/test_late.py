@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -47,3 +48,16 @@ def test_a_late_thread_changes_nothing(kind: str, tokens: int, monkeypatch: pyte
     monkeypatch.undo()
     assert np.array_equal(network.run([Piece(network.cache(), list(range(tokens)), 0)]), before)
     network.close()
+
+
+def test_a_network_that_is_dropped_takes_its_threads_with_it() -> None:
+    """A thread that comes late must not look at memory that is gone."""
+    arch, before = tiny(), threading.active_count()
+    weights = KindWeights(arch, "Q8_0")
+    for _ in range(20):
+        network = Network(arch, weights, threads=4)
+        cache = network.cache()
+        for token in range(5):
+            network.run([Piece(cache, [token], 0)])
+        del network, cache
+    assert threading.active_count() <= before

@@ -226,6 +226,32 @@ def test_llama_cpp_measures_the_default_model(default_model: str) -> None:
     assert "built_for" in peer.about
 
 
+def test_torch_is_measured_through_the_same_doors(folder: Path) -> None:
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    try:
+        only = ("decode_128", "decode_8", "prefill_512", "first_token")
+        result = speed.run(speed.BenchConfig(str(folder), threads=1, rounds=1, tokens=2, device="torch", only=only))
+    finally:
+        torch.set_num_threads(before)
+    (mine,) = result.systems
+    assert set(mine.figures) == {"decode_128", "decode_8_together", "prefill_512", "first_token_512"}
+    assert all(figure.low > 0 for figure in mine.figures.values())
+    assert set(mine.shares) == {"decode_128", "prefill_512"}
+    assert result.instructions == f"torch {torch.__version__} on cpu, float32"
+    assert result.ceiling["read_bytes_per_second"] > 1e8
+    assert result.ceiling["operations_per_second"] > 1e8
+    assert result.ceiling["integer_operations_per_second"] == 0
+    assert result.fresh.wall_seconds > result.fresh.load_seconds > 0
+
+
+@pytest.mark.parametrize(("device", "said"), [("tpu", "unknown device"), ("cuda:97", "no such device")])
+def test_a_device_that_is_not_there(folder: Path, device: str, said: str) -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(UsageError, match=said):
+        speed.run(speed.BenchConfig(str(folder), threads=1, device=device))
+
+
 def test_the_command_prints_a_table_and_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["bench", str(folder), "--threads", "1", "--rounds", "1", "--tokens", "2", "--only", "decode_128"]
     assert cli.main(argv) == 0

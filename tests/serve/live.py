@@ -38,6 +38,7 @@ class Scripted:
         *,
         cancel: Cancel | None = None,
         deadline: float | None = None,
+        priority: int = 0,
     ) -> Iterator[Delta]:
         self.asked.append((conversation, sampling))
         limit = len(WORDS) if sampling.max_tokens is None else sampling.max_tokens
@@ -57,6 +58,7 @@ class Scripted:
         *,
         cancel: Cancel | None = None,
         deadline: float | None = None,
+        priority: int = 0,
     ) -> Iterator[Delta]:
         if sampling.prompt_logprobs is not None:
             words = prompt.split(" ") if isinstance(prompt, str) else [f"<{i}>" for i in prompt]
@@ -86,6 +88,7 @@ class Endless:
         *,
         cancel: Cancel | None = None,
         deadline: float | None = None,
+        priority: int = 0,
     ) -> Iterator[Delta]:
         try:
             while not (cancel and cancel.is_set()):

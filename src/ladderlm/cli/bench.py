@@ -29,10 +29,10 @@ def _print(result: BenchResult) -> None:
         "read_bytes", "operations", "integer_operations"))  # fmt: skip
     new = result.fresh
     told = [
-        ("instructions of the kernels", result.instructions),
-        ("memory read by all threads", f"{read / 1e9:.1f} GB/s"),
-        ("arithmetic peak in float32", f"{operations / 1e9:,.0f} GOP/s"),
-        ("arithmetic peak in 8 bits", f"{integers / 1e9:,.0f} GOP/s"),
+        ("runs on", result.instructions),
+        ("memory read", f"{read / 1e9:.1f} GB/s"),
+        ("arithmetic peak in floats", f"{operations / 1e9:,.0f} GOP/s"),
+        *((("arithmetic peak in 8 bits", f"{integers / 1e9:,.0f} GOP/s"),) if integers else ()),
         ("weights in the file, read for a token", size(result.weight_bytes)),
         ("loading, in a new process", f"{new.load_seconds:.2f} s"),
         ("from its start to the first token", f"{new.wall_seconds:.2f} s"),

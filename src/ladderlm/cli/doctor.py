@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ladderlm import store
 from ladderlm.cli import show
 from ladderlm.cli.args import parse
+from ladderlm.cli.models import size
 from ladderlm.config import option
 from ladderlm.talk.device import gpu_there
 
@@ -36,11 +37,14 @@ def report() -> dict[str, str]:
     """What matters for running, name -> finding."""
     home = store.make_dir(store.home())
     disk = shutil.disk_usage(home)
+    cache, packed = store.cache_dir(), store.cache_dir() / "packed"
     rows = {
         "python": f"{platform.python_version()} ({sys.executable})",
         "platform": f"{platform.system()} {platform.machine()}",
         "cores": str(os.cpu_count()),
         "workspace": f"{home}, {disk.free / 1e9:.1f} GB free",
+        "cache": f"{size(store.folder_bytes(cache))}, of it packed weights {size(store.folder_bytes(packed))} "
+        f"(at most {size(store.cache_limit())}: LADDERLM_CACHE_GB)",
     }
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         rows["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB"

@@ -13,8 +13,8 @@ from ladderlm.config import option
 from ladderlm.errors import UsageError, nearest
 from ladderlm.models.catalogue import DEFAULT_MODEL
 from ladderlm.talk import Talker, open_chat
-from ladderlm.talk.device import DEVICE, DRAFT, KV_CACHE_MB
-from ladderlm.types import Delta, Sampling
+from ladderlm.talk.device import DEVICE, DRAFT, KV_CACHE_DTYPE, KV_CACHE_MB
+from ladderlm.types import Delta, KVType, Sampling
 
 # Everything below space but tab and newline, and the 8-bit controls: a model's text must not steer the terminal.
 _CONTROLS = {c: None for c in (*range(32), *range(127, 160)) if c not in (9, 10)}
@@ -29,6 +29,7 @@ class ModelFlags:
     max_cost: float | None = option(None, "stop before a remote costs more (prices: [prices] in config.toml)")
     device: str = option("auto", DEVICE)
     kv_cache_mb: int | None = option(None, KV_CACHE_MB)
+    kv_cache_dtype: KVType = option("auto", KV_CACHE_DTYPE)
     draft: str | None = option(None, DRAFT)
     json: bool = option(False, "print JSON")
 
@@ -37,7 +38,8 @@ class ModelFlags:
         with show.progress():
             return open_chat(
                 self.model, key_env=self.key_env, max_cost=self.max_cost, device=self.device,
-                kv_bytes=None if self.kv_cache_mb is None else self.kv_cache_mb << 20, draft=self.draft,
+                kv_bytes=None if self.kv_cache_mb is None else self.kv_cache_mb << 20,
+                kv_dtype=self.kv_cache_dtype, draft=self.draft,
             )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ladderlm.errors import UsageError
+from ladderlm.types import KVType
 
 if TYPE_CHECKING:
     from ladderlm.engine.backend import Backend
@@ -22,6 +23,7 @@ def load(
     *,
     threads: int | None = None,
     kv_bytes: int | None = None,
+    kv_dtype: KVType = "auto",
     speculate: bool = True,
     draft: ModelFiles | None = None,
     exact: bool = False,
@@ -30,6 +32,8 @@ def load(
 
     `kv_bytes` and `speculate` are the Engine's. `draft` is a smaller model with the same tokenizer that guesses what
     this one writes: same answers, sooner.
+    `kv_dtype`: how keys and values are kept; "auto" is float16 beside quantised weights, else float32, and int8 halves
+    the memory of float16.
     Quantised weights are multiplied with activations in 8 bits; `exact` takes float32 ones, many times slower, to
     compare what is in two files.
     Raises UsageError for a model that does not continue text, saying what it does instead, and for a draft model
@@ -44,7 +48,7 @@ def load(
         if _vocabulary(draft) != _vocabulary(files):
             raise UsageError("a draft model must have the model's tokenizer", where=f"{draft.name} for {files.name}")
         guesser = on_cpu(draft.arch, draft.weights, threads=threads, key=draft.hash)
-    backend = on_cpu(files.arch, files.weights, threads=threads, key=files.hash, exact=exact)
+    backend = on_cpu(files.arch, files.weights, threads=threads, key=files.hash, exact=exact, kv_dtype=kv_dtype)
     # The numpy reference sums in another order when a step has more rows: there, guesses could change an answer.
     speculate = speculate and files.arch.compiled
     return Engine(backend, files.tokenizer, kv_bytes=kv_bytes, speculate=speculate, draft=guesser)
@@ -65,15 +69,18 @@ def check(files: ModelFiles) -> None:
 
 
 def on_cpu(
-    arch: Architecture, weights: Weights, *, threads: int | None = None, key: str | None = None, exact: bool = False
-) -> Backend:
+    arch: Architecture, weights: Weights, *, threads: int | None = None, key: str | None = None, exact: bool = False,
+    kv_dtype: KVType = "auto",
+) -> Backend:  # fmt: skip
     """The compiled kernels, or the numpy reference for the families they do not run. `key` names a packed copy."""
     from ladderlm.engine.network import Network
     from ladderlm.engine.plain import PlainNetwork
 
-    if not arch.compiled:
-        return PlainNetwork(arch, weights)
-    return Network(arch, weights, threads=threads, key=key, exact=exact)
+    if arch.compiled:
+        return Network(arch, weights, threads=threads, key=key, exact=exact, kv_dtype=kv_dtype)
+    if kv_dtype not in ("auto", "float32"):
+        raise UsageError(f"keys and values of {arch.family} are kept in float32", where=f"kv_dtype={kv_dtype}")
+    return PlainNetwork(arch, weights)
 
 
 def load_embedder(files: ModelFiles, *, pooling: str = "") -> Embedder:

@@ -12,17 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 from ladderlm.engine import attention, kernels, lora, simd
-from ladderlm.engine.dots import WIDE_TILE
-from ladderlm.engine.kernels import Acts
-from ladderlm.engine.pack import BLOCKS, CODED, EMBED, FIRST, HEAD
+from ladderlm.engine.acts import LINE, Acts, quantise, quantise_tile
+from ladderlm.engine.dots import FIELDS, WIDE_TILE
+from ladderlm.engine.kernels import entry
+from ladderlm.engine.pack import BLOCKS, CODED, COLUMNS, EMBED, FIRST, HEAD
 from ladderlm.engine.simd import BLOCK, kernel
 from ladderlm.types import FloatArray
 
 Ints = npt.NDArray[np.int64]
+ROW = 8 * COLUMNS  # bytes of a row of the table
+SPAN = 8  # rows that share one pass of attention
 PHASES = 17  # in a layer, at most
-LINE = 8  # int64 in a cache line: counters stay apart
+APART = 64  # bytes of a cache line: counters stay apart
 SPINS = 2000  # polls (some tens of microseconds) before a waiting thread gives its core away
-GRAINS = 4  # pieces of a phase for each thread
+GRAINS = 4  # small pieces of a phase for each thread
 
 
 INNER, SANDWICH, POST, PARALLEL, PARALLEL_TWO = 1, 2, 3, 4, 5  # where the norms are; see Architecture.placement
@@ -37,8 +40,7 @@ class Shape(NamedTuple):
 
     `norm`: 1 for the layer norm, 0 for the root-mean-square one; `placement` as above, 0 for "pre"; `activation` as
     in kernels.py; `qk_norm`: 1 over each head, 2 over all; `half` of a head's rotated coordinates;
-    `cache_kind` 0 for keys and values in float32, 1 for float16, and the `tile` that
-    attention takes for them.
+    how keys and values are `kept`.
     """
 
     dim: int
@@ -58,8 +60,7 @@ class Shape(NamedTuple):
     half: int
     cap: float
     embed_scale: float
-    cache_kind: int
-    tile: int
+    kept: attention.Kept
 
 
 class Model(NamedTuple):
@@ -96,7 +97,8 @@ class Rows(NamedTuple):
 class Work(NamedTuple):
     """Buffers of a step: addresses of floats [rows][columns padded to 32], and activations for the matrices.
 
-    A thread's own: `tiles` [threads][2][rows][32], `scores` and `mixed` of attention, whose rows are one tile's.
+    A thread's own: `tiles` [threads][2][rows][32], `scores` and `mixed` of attention, [threads][8] rows of so many
+    bytes.
     `low` [rows + threads]: what adapters leave between their two halves, a row every `low_step` bytes.
     """
 
@@ -110,19 +112,23 @@ class Work(NamedTuple):
     logits: int
     tiles: int
     tile_rows: int
-    scores: FloatArray
-    mixed: FloatArray
+    scores: int
+    score_step: int
+    mixed: int
+    mixed_step: int
     low: int
     low_step: int
 
 
 @kernel
-def _meet(sync: Any, phase: int, items: int) -> int:
-    """Waits until all items of `phase` are done, whoever did them; the next phase's number.
+def _meet(sync: Any, phase: int, items: int, done: int) -> int:
+    """Tells that `done` items are done, and waits until all of `phase` are, whoever did them; the next phase's number.
 
-    A thread that the system has put aside holds up nobody unless it is in the middle of an item.
+    A thread that the system has put aside holds up nobody unless it has begun items.
     """
-    here, polls = sync.ctypes.data + 8 * LINE * (2 * phase + 1), 0
+    here, polls = sync.ctypes.data + APART * (2 * phase + 1), 0
+    if done:
+        simd.atomic_add(here, done)
     while simd.atomic_load(here) < items:
         polls += 1
         if polls > SPINS:
@@ -131,45 +137,54 @@ def _meet(sync: Any, phase: int, items: int) -> int:
 
 
 @kernel
-def _claim(sync: Any, phase: int, grain: int) -> int:
-    """The first of the next `grain` unclaimed items of a phase."""
-    return simd.atomic_add(sync.ctypes.data + 16 * LINE * phase, grain)
+def _claim(sync: Any, phase: int) -> int:
+    """The next unclaimed piece of a phase."""
+    return simd.atomic_add(sync.ctypes.data + 2 * APART * phase, 1)
 
 
 @kernel
-def _next(sync: Any, phase: int, first: int, grain: int, items: int) -> int:
-    """Tells that the `grain` items from `first` on are done, and claims some more."""
-    simd.atomic_add(sync.ctypes.data + 8 * LINE * (2 * phase + 1), min(grain, items - first))
-    return _claim(sync, phase, grain)
+def _start(piece: int, items: int, threads: int) -> int:
+    """The first item of a piece: half of all are one large piece for each thread, so that few are claimed; the others
+    are small, so that threads end together."""
+    large = items // (2 * threads)
+    small = max(1, (items - threads * large) // (threads * GRAINS))
+    if not large:
+        return min(items, piece)
+    if piece <= threads:
+        return piece * large
+    return min(items, threads * large + (piece - threads) * small)
 
 
 @kernel
-def _grain(items: int, threads: int) -> int:
-    return max(1, items // (threads * GRAINS))
+def _side(model: Any, layer: int) -> Any:
+    """The address of a layer's row of `sides`."""
+    return model.sides.ctypes.data + 8 * SIDES * layer
 
 
 @kernel
 def _own(acts: Any, tid: int, count: int) -> Any:
-    """Where thread `tid` puts codes of `count` rows: a single row is coded by each thread for itself.
+    """Where thread `tid` puts codes of `count` rows: those of one tile are coded by each thread for itself.
 
     Nobody else may use that place: a thread that comes late writes there when others are steps ahead.
     """
-    if count > 1:
+    if count > WIDE_TILE:
         return acts
     row = acts.own + tid * WIDE_TILE
-    fields = acts.fields + 4 * kernels.FIELDS * row * (acts.cols // BLOCK)
+    fields = acts.fields + 4 * FIELDS * row * (acts.cols // BLOCK)
     return Acts(acts.x + 4 * row * acts.cols, acts.codes + row * acts.cols, fields, acts.cols, acts.coded, 0)
 
 
 @kernel
-def _embed_phase(s: Any, model: Any, r: Any, w: Any, sync: Any, phase: int) -> None:
+def _embed_phase(s: Any, model: Any, r: Any, w: Any, sync: Any, phase: int) -> int:
     """x = the embedding of each row's token, plus its position's where positions are learned."""
-    i, step, count = _claim(sync, phase, 1), 4 * w.normed.cols, len(r.ids)
+    i, step, count, done = _claim(sync, phase), 4 * w.normed.cols, len(r.ids), 0
+    matrix = model.table.ctypes.data + 8 * COLUMNS * EMBED
     while i < count:
-        kernels.embed(model.table[EMBED], r.ids[i], s.dim, np.float32(s.embed_scale), w.x + i * step)
+        kernels.embed(matrix, r.ids[i], s.dim, np.float32(s.embed_scale), w.x + i * step)
         if model.places:
             _add_row(w.x + i * step, model.places + r.positions[i] * step, w.normed.cols)
-        i = _next(sync, phase, i, 1, count)
+        i, done = _claim(sync, phase), done + 1
+    return _meet(sync, phase, count, done)
 
 
 @kernel
@@ -179,51 +194,47 @@ def _add_row(target: int, source: int, columns: int) -> None:
 
 
 @kernel
-def _norm_row(s: Any, side: Any, which: int, source: int, acts: Any, row: int, count: int) -> None:
-    target = acts.x + 4 * row * acts.cols
-    kernels.normalise(s.norm, source, side[which], side[which + 1], s.dim, s.eps, target)
+def _norm_tile(s: Any, side: int, which: int, w: Any, rows: Any, acts: Any, first: int, count: int) -> None:
+    """Norms and codes of the tile that begins at row `first` of `count`."""
+    for i in range(first, min(count, first + WIDE_TILE)):
+        source, target = w.x + 4 * rows[i] * w.normed.cols, acts.x + 4 * i * acts.cols
+        kernels.normalise(s.norm, source, entry(side, which), entry(side, which + 1), s.dim, s.eps, target)
     if acts.coded:
-        kernels.quantise_row(target, acts, row, count)
+        quantise_tile(acts.x + 4 * first * acts.cols, 4 * acts.cols, acts, first, count)
 
 
 @kernel
 def _norm_phase(
-    s: Any, side: Any, which: int, acts: Any, w: Any, rows: Any, count: int, tid: int, threads: int, sync: Any,
-    phase: int,
+    s: Any, side: int, which: int, acts: Any, w: Any, rows: Any, count: int, tid: int, sync: Any, phase: int
 ) -> int:  # fmt: skip
     """acts = norm `which` of `count` rows of x; `rows[i]` is the source of row i. The next phase's number."""
-    step = 4 * w.normed.cols
-    if count == 1 and s.placement < PARALLEL:
-        _norm_row(s, side, which, w.x + rows[0] * step, _own(acts, tid, 1), 0, 1)
+    if count <= WIDE_TILE and s.placement < PARALLEL:
+        _norm_tile(s, side, which, w, rows, _own(acts, tid, count), 0, count)
         return phase
-    grain = _grain(count, threads)
-    first = _claim(sync, phase, grain)
-    while first < count:
-        for i in range(first, min(count, first + grain)):
-            _norm_row(s, side, which, w.x + rows[i] * step, acts, i, count)
-        first = _next(sync, phase, first, grain, count)
-    return _meet(sync, phase, count)
+    items, i, done = (count + WIDE_TILE - 1) // WIDE_TILE, _claim(sync, phase), 0
+    while i < items:
+        _norm_tile(s, side, which, w, rows, acts, i * WIDE_TILE, count)
+        i, done = _claim(sync, phase), done + 1
+    return _meet(sync, phase, items, done)
 
 
 @kernel
-def _code_phase(acts: Any, count: int, tid: int, threads: int, sync: Any, phase: int) -> int:
+def _code_phase(acts: Any, count: int, tid: int, sync: Any, phase: int) -> int:
     """Codes of `count` rows of floats. The next phase's number."""
     if not acts.coded:
         return phase
-    if count == 1:
-        kernels.quantise_row(acts.x, _own(acts, tid, 1), 0, 1)
+    if count <= WIDE_TILE:
+        quantise_tile(acts.x, 4 * acts.cols, _own(acts, tid, count), 0, count)
         return phase
-    grain = _grain(count, threads)
-    first = _claim(sync, phase, grain)
-    while first < count:
-        for i in range(first, min(count, first + grain)):
-            kernels.quantise_row(acts.x + 4 * i * acts.cols, acts, i, count)
-        first = _next(sync, phase, first, grain, count)
-    return _meet(sync, phase, count)
+    items, i, done = (count + WIDE_TILE - 1) // WIDE_TILE, _claim(sync, phase), 0
+    while i < items:
+        quantise_tile(acts.x + 4 * i * WIDE_TILE * acts.cols, 4 * acts.cols, acts, i * WIDE_TILE, count)
+        i, done = _claim(sync, phase), done + 1
+    return _meet(sync, phase, items, done)
 
 
 @kernel
-def _reduce_phase(low: Any, which: int, acts: Any, count: int, threads: int, sync: Any, phase: int) -> int:
+def _reduce_phase(low: Any, which: int, acts: Any, count: int, sync: Any, phase: int) -> int:
     """A x of adapters, for the matrices with the input of `which`. The next phase's number.
 
     Of a single row each thread takes it for itself, where `low` is its own.
@@ -233,190 +244,202 @@ def _reduce_phase(low: Any, which: int, acts: Any, count: int, threads: int, syn
     if count == 1:
         lora.reduce(low, which, acts, 0)
         return phase
-    i = _claim(sync, phase, 1)
+    i, done = _claim(sync, phase), 0
     while i < count:
         lora.reduce(low, which, acts, i)
-        i = _next(sync, phase, i, 1, count)
-    return _meet(sync, phase, count)
+        i, done = _claim(sync, phase), done + 1
+    return _meet(sync, phase, count, done)
 
 
 @kernel
-def _branch_phase(s: Any, side: Any, which: int, w: Any, count: int, threads: int, sync: Any, phase: int) -> int:
+def _branch_phase(s: Any, side: int, which: int, w: Any, count: int, sync: Any, phase: int) -> int:
     """Adds the norm of `branch` to x; in the original Transformer x is the norm of their sum."""
-    i, step = _claim(sync, phase, 1), 4 * w.normed.cols
+    i, step, done = _claim(sync, phase), 4 * w.normed.cols, 0
     while i < count:
         x, branch = w.x + i * step, w.branch + i * step
         if s.placement == POST:
             _add_row(branch, x, w.normed.cols)
-            kernels.normalise(s.norm, branch, side[which], side[which + 1], s.dim, s.eps, x)
+            kernels.normalise(s.norm, branch, entry(side, which), entry(side, which + 1), s.dim, s.eps, x)
         else:
-            kernels.normalise(s.norm, branch, side[which], side[which + 1], s.dim, s.eps, branch)
+            kernels.normalise(s.norm, branch, entry(side, which), entry(side, which + 1), s.dim, s.eps, branch)
             _add_row(x, branch, w.normed.cols)
-        i = _next(sync, phase, i, 1, count)
-    return _meet(sync, phase, count)
+        i, done = _claim(sync, phase), done + 1
+    return _meet(sync, phase, count, done)
 
 
 @kernel
-def _qkv_phase(m: Any, acts: Any, low: Any, w: Any, count: int, tile: int, threads: int, sync: Any, phase: int) -> int:
+def _qkv_phase(m: int, acts: Any, low: Any, w: Any, count: int, tile: int, threads: int, sync: Any, phase: int) -> int:
     """Queries, keys and values, side by side in `qkv`; `m` are the layer's matrices."""
-    n0, n1 = m[0, BLOCKS], m[0, BLOCKS] + m[1, BLOCKS]
-    items = n1 + m[2, BLOCKS]
-    grain, step = _grain(items, threads), kernels.LINE * items
-    first = _claim(sync, phase, grain)
+    n0 = entry(m, BLOCKS)
+    n1 = n0 + entry(m + ROW, BLOCKS)
+    items = n1 + entry(m + 2 * ROW, BLOCKS)
+    piece, step, done = _claim(sync, phase), LINE * items, 0
+    first = _start(piece, items, threads)
     while first < items:
-        for i in range(first, min(items, first + grain)):
+        end = _start(piece + 1, items, threads)
+        for i in range(first, end):
             part = 0 if i < n0 else (1 if i < n1 else 2)
             block, t = i - (0 if part == 0 else (n0 if part == 1 else n1)), 0
             while t < count:
-                n = kernels.taken(m[part], count - t)
-                kernels.product(m[part], block, acts, t, n, tile)
+                n = kernels.taken(m + ROW * part, count - t)
+                kernels.product(m + ROW * part, block, acts, t, n, tile)
                 lora.expand(low, part, block, t, n, tile)
-                kernels.put(tile, w.qkv + t * step + i * kernels.LINE, step, n)
+                kernels.put(tile, w.qkv + t * step + i * LINE, step, n)
                 t += n
-        first = _next(sync, phase, first, grain, items)
-    return _meet(sync, phase, items)
+        piece, done = _claim(sync, phase), done + end - first
+        first = _start(piece, items, threads)
+    return _meet(sync, phase, items, done)
 
 
 @kernel
-def _turn_phase(s: Any, model: Any, r: Any, w: Any, m: Any, layer: int, threads: int, sync: Any, phase: int) -> int:
+def _turn_phase(s: Any, model: Any, r: Any, w: Any, m: int, layer: int, threads: int, sync: Any, phase: int) -> int:
     """Biases, norms and rotations of queries and keys; keys and values go into the caches."""
-    wide, side, table = (s.head_dim + 31) // 32 * 32, model.sides[layer], model.turned[layer]
-    key, value = m[0, BLOCKS] * BLOCK, (m[0, BLOCKS] + m[1, BLOCKS]) * BLOCK
-    columns, size = value + m[2, BLOCKS] * BLOCK, BLOCK * (s.head_dim + wide) * (2 if s.cache_kind else 4)
+    side, table = _side(model, layer), model.turned[layer]
+    key = entry(m, BLOCKS) * BLOCK
+    value = key + entry(m + ROW, BLOCKS) * BLOCK
+    columns, size = value + entry(m + 2 * ROW, BLOCKS) * BLOCK, s.kept.bytes * s.kv_heads
     scale, head = np.float32(s.scale), 4 * s.head_dim
-    i, count = _claim(sync, phase, 1), len(r.ids)
-    while i < count:
-        position, x = r.positions[i], w.qkv + 4 * i * columns
-        if i + threads < count and r.blocks[i + threads, 0] != r.blocks[i, 0]:
-            after = r.blocks[i + threads, r.positions[i + threads] // BLOCK] + size * layer * s.kv_heads
-            attention.fetch(after, size * s.kv_heads)
-        if side[QKV_BIAS]:
-            _add_row(x, side[QKV_BIAS], columns)
-        attention.norm_heads(s, side[Q_NORM], x, s.heads)
-        attention.norm_heads(s, side[K_NORM], x + 4 * key, s.kv_heads)
-        if table >= 0:
-            angles = model.angles[table, position].ctypes.data
-            for h in range(s.heads):
-                attention.turn(x + h * head, s.half, angles)
-            for h in range(s.kv_heads):
-                attention.turn(x + 4 * key + h * head, s.half, angles)
-        attention.scale(x, s.heads * s.head_dim, scale)
-        for h in range(s.kv_heads):
-            place = r.blocks[i, position // BLOCK] + size * (layer * s.kv_heads + h)
-            k, v = x + 4 * key + h * head, x + 4 * value + h * head
-            attention.remember(s.cache_kind, k, v, s.head_dim, place, position % BLOCK)
-        i = _next(sync, phase, i, 1, count)
-    return _meet(sync, phase, count)
+    piece, count, done = _claim(sync, phase), len(r.ids), 0
+    first = _start(piece, count, threads)
+    while first < count:
+        end = _start(piece + 1, count, threads)
+        for i in range(first, end):
+            position, x = r.positions[i], w.qkv + 4 * i * columns
+            if i + 1 < count and r.blocks[i + 1, 0] != r.blocks[i, 0]:
+                after = r.blocks[i + 1, r.positions[i + 1] // BLOCK] + size * layer
+                attention.fetch(after, size)
+            if entry(side, QKV_BIAS):
+                _add_row(x, entry(side, QKV_BIAS), columns)
+            attention.norm_heads(s, entry(side, Q_NORM), x, s.heads)
+            attention.norm_heads(s, entry(side, K_NORM), x + 4 * key, s.kv_heads)
+            if table >= 0:
+                angles = model.angles.ctypes.data + 8 * s.half * (table * model.angles.shape[1] + position)
+                for h in range(s.heads):
+                    attention.turn(x + h * head, s.half, angles)
+                for h in range(s.kv_heads):
+                    attention.turn(x + 4 * key + h * head, s.half, angles)
+            attention.scale(x, s.heads * s.head_dim, scale)
+            place = r.blocks[i, position // BLOCK] + size * layer
+            attention.remember(s, x + 4 * key, x + 4 * value, place, position % BLOCK)
+        piece, done = _claim(sync, phase), done + end - first
+        first = _start(piece, count, threads)
+    return _meet(sync, phase, count, done)
 
 
 @kernel
 def _attention_phase(
-    s: Any, model: Any, r: Any, w: Any, m: Any, layer: int, tid: int, threads: int, sync: Any, phase: int
+    s: Any, model: Any, r: Any, w: Any, m: int, layer: int, tile: int, tid: int, threads: int, sync: Any,
+    phase: int,
 ) -> int:  # fmt: skip
     """Attention for each span and key head."""
     group, items = s.heads // s.kv_heads, len(r.spans) * s.kv_heads
-    size = BLOCK * (s.head_dim + (s.head_dim + 31) // 32 * 32) * (2 if s.cache_kind else 4)
-    step = kernels.LINE * (m[0, BLOCKS] + m[1, BLOCKS] + m[2, BLOCKS])
-    i = _claim(sync, phase, 1)
+    size = s.kept.bytes
+    step = LINE * (entry(m, BLOCKS) + entry(m + ROW, BLOCKS) + entry(m + 2 * ROW, BLOCKS))
+    blocks, row_bytes = r.blocks.ctypes.data, 8 * r.blocks.shape[1]
+    i, done = _claim(sync, phase), 0
     while i < items:
         row, count, kv = r.spans[i // s.kv_heads, 0], r.spans[i // s.kv_heads, 1], i % s.kv_heads
-        base, after, after_kv, used = size * (layer * s.kv_heads + kv), row, kv, 0
-        if count == 1 and i + threads < items:  # what this thread is likely to do next
-            after, after_kv = r.spans[(i + threads) // s.kv_heads, 0], (i + threads) % s.kv_heads
-            used = r.positions[after] // BLOCK + 1
-        after_base = size * (layer * s.kv_heads + after_kv)
+        base, following = size * (layer * s.kv_heads + kv), min(i + threads, items - 1)  # likely this thread's next
+        after, after_base = r.spans[following // s.kv_heads, 0], size * (layer * s.kv_heads + following % s.kv_heads)
         for h in range(group if count > 1 else 1):
             heads = 1 if count > 1 else group
             attention.attend(
-                s.cache_kind, s.tile, w.qkv, step, row, count, kv * group + h, heads, s.head_dim, r.positions,
-                r.blocks[row], base, r.blocks[after], after_base,
-                used, model.windows[layer], np.float32(s.cap), model.slopes, w.scores[tid],
-                w.mixed[tid], w.heads.x, 4 * w.heads.cols,
+                s, w.qkv, step, row, count, kv * group + h, heads, r.positions, blocks + row * row_bytes, base,
+                blocks + after * row_bytes, after_base, model.windows[layer], model.slopes,
+                w.scores + tid * SPAN * w.score_step, w.score_step, w.mixed + tid * SPAN * w.mixed_step, w.mixed_step,
+                tile, w.heads.x, 4 * w.heads.cols,
             )  # fmt: skip
-        i = _next(sync, phase, i, 1, items)
-    return _meet(sync, phase, items)
+        i, done = _claim(sync, phase), done + 1
+    return _meet(sync, phase, items, done)
 
 
 @kernel
 def _out_phase(
-    s: Any, m: Any, bias: int, acts: Any, low: Any, which: int, w: Any, count: int, tile: int, threads: int, sync: Any,
+    s: Any, m: int, bias: int, acts: Any, low: Any, which: int, w: Any, count: int, tile: int, threads: int, sync: Any,
     phase: int,
 ) -> int:  # fmt: skip
     """Matrix m, number `which` of its layer, times acts plus bias: added to the residual stream, or put into `branch`
     where a norm comes first."""
-    grain, apart, step = _grain(m[BLOCKS], threads), 0 < s.placement < PARALLEL, 4 * w.normed.cols
-    first = _claim(sync, phase, grain)
-    while first < m[BLOCKS]:
-        for block in range(first, min(m[BLOCKS], first + grain)):
+    items, apart, step = entry(m, BLOCKS), 0 < s.placement < PARALLEL, 4 * w.normed.cols
+    piece, done = _claim(sync, phase), 0
+    first = _start(piece, items, threads)
+    while first < items:
+        end = _start(piece + 1, items, threads)
+        for block in range(first, end):
             t = 0
             while t < count:
-                n, place = kernels.taken(m, count - t), t * step + block * kernels.LINE
+                n, place = kernels.taken(m, count - t), t * step + block * LINE
                 kernels.product(m, block, acts, t, n, tile)
                 lora.expand(low, which, block, t, n, tile)
-                kernels.add_to(tile, bias + kernels.LINE * block if bias else 0, n)
+                kernels.add_to(tile, bias + LINE * block if bias else 0, n)
                 if apart:
                     kernels.put(tile, w.branch + place, step, n)
                 else:
                     kernels.accumulate(tile, w.x + place, step, n)
                 t += n
-        first = _next(sync, phase, first, grain, m[BLOCKS])
-    return _meet(sync, phase, m[BLOCKS])
+        piece, done = _claim(sync, phase), done + end - first
+        first = _start(piece, items, threads)
+    return _meet(sync, phase, items, done)
 
 
 @kernel
 def _gate_phase(
-    s: Any, m: Any, side: Any, acts: Any, low: Any, w: Any, count: int, tile: int, threads: int, sync: Any, phase: int
+    s: Any, m: int, side: int, acts: Any, low: Any, w: Any, count: int, tile: int, threads: int, sync: Any, phase: int
 ) -> int:  # fmt: skip
     """hidden = f(gate) * up, or f(up); as codes where the next matrix takes them, as floats where it or adapters do."""
-    grain, gates = _grain(m[5, BLOCKS], threads), tile + kernels.LINE * w.tile_rows
-    first = _claim(sync, phase, grain)
-    while first < m[5, BLOCKS]:
-        for block in range(first, min(m[5, BLOCKS], first + grain)):
+    gate, up, coded = m + 4 * ROW, m + 5 * ROW, entry(m + 6 * ROW, CODED)
+    items, gates = entry(up, BLOCKS), tile + LINE * w.tile_rows
+    piece, done = _claim(sync, phase), 0
+    first = _start(piece, items, threads)
+    while first < items:
+        end = _start(piece + 1, items, threads)
+        for block in range(first, end):
             t = 0
             while t < count:
-                n = kernels.taken(m[5], count - t)
-                n = min(n, kernels.taken(m[4], count - t))
-                kernels.product(m[5], block, acts, t, n, tile)
+                n = min(kernels.taken(up, count - t), kernels.taken(gate, count - t))
+                kernels.product(up, block, acts, t, n, tile)
                 lora.expand(low, 5, block, t, n, tile)
-                kernels.add_to(tile, side[UP_BIAS] + kernels.LINE * block if side[UP_BIAS] else 0, n)
+                kernels.add_to(tile, _bias(side, UP_BIAS, block), n)
                 if s.gated:
-                    kernels.product(m[4], block, acts, t, n, gates)
+                    kernels.product(gate, block, acts, t, n, gates)
                     lora.expand(low, 4, block, t, n, gates)
-                    kernels.add_to(gates, side[GATE_BIAS] + kernels.LINE * block if side[GATE_BIAS] else 0, n)
+                    kernels.add_to(gates, _bias(side, GATE_BIAS, block), n)
                 kernels.activate(s.activation, gates if s.gated else 0, tile, n)
-                if m[6, CODED]:
-                    _code_tile(tile, w.hidden, t, n, count, block)
-                if not m[6, CODED] or low.tables:
-                    place = w.hidden.x + 4 * t * w.hidden.cols + kernels.LINE * block
+                if coded:
+                    quantise(tile, w.hidden, t, n, count, block)
+                if not coded or low.tables:
+                    place = w.hidden.x + 4 * t * w.hidden.cols + LINE * block
                     kernels.put(tile, place, 4 * w.hidden.cols, n)
                 t += n
-        first = _next(sync, phase, first, grain, m[5, BLOCKS])
-    return _meet(sync, phase, m[5, BLOCKS])
+        piece, done = _claim(sync, phase), done + end - first
+        first = _start(piece, items, threads)
+    return _meet(sync, phase, items, done)
 
 
 @kernel
-def _code_tile(tile: int, acts: Any, t: int, n: int, count: int, group: int) -> None:
-    """Codes of a [n][32] tile, as rows from t on of `count`."""
-    for i in range(n):
-        first = (t + i) // WIDE_TILE * WIDE_TILE
-        tokens = kernels.tile_size(count - first)
-        kernels.quantise(tile + kernels.LINE * i, acts, first, tokens, t + i - first, group)
+def _bias(side: int, which: int, block: int) -> Any:
+    """The address of a block's part of a vector, 0 where there is none."""
+    found = entry(side, which)
+    return found + LINE * block if found else 0
 
 
 @kernel
-def _head_phase(m: Any, acts: Any, w: Any, count: int, tile: int, threads: int, sync: Any, phase: int) -> int:
-    grain, step = _grain(m[BLOCKS], threads), kernels.LINE * m[BLOCKS]
-    first = _claim(sync, phase, grain)
-    while first < m[BLOCKS]:
-        for block in range(first, min(m[BLOCKS], first + grain)):
+def _head_phase(m: int, acts: Any, w: Any, count: int, tile: int, threads: int, sync: Any, phase: int) -> int:
+    items = entry(m, BLOCKS)
+    piece, step, done = _claim(sync, phase), LINE * items, 0
+    first = _start(piece, items, threads)
+    while first < items:
+        end = _start(piece + 1, items, threads)
+        for block in range(first, end):
             t = 0
             while t < count:
                 n = kernels.taken(m, count - t)
                 kernels.product(m, block, acts, t, n, tile)
-                kernels.put(tile, w.logits + t * step + block * kernels.LINE, step, n)
+                kernels.put(tile, w.logits + t * step + block * LINE, step, n)
                 t += n
-        first = _next(sync, phase, first, grain, m[BLOCKS])
-    return _meet(sync, phase, m[BLOCKS])
+        piece, done = _claim(sync, phase), done + end - first
+        first = _start(piece, items, threads)
+    return _meet(sync, phase, items, done)
 
 
 @kernel
@@ -424,36 +447,36 @@ def _layer(
     tid: int, threads: int, s: Any, model: Any, r: Any, w: Any, sync: Any, layer: int, every: Any, phase: int
 ) -> int:  # fmt: skip
     """One layer, for all rows; the next phase's number."""
-    count, m, side = len(r.ids), model.table[FIRST + 7 * layer : FIRST + 7 * layer + 7], model.sides[layer]
-    tile = w.tiles + tid * 2 * kernels.LINE * w.tile_rows
+    count, m, side = len(r.ids), model.table.ctypes.data + ROW * (FIRST + 7 * layer), _side(model, layer)
+    tile = w.tiles + tid * 2 * LINE * w.tile_rows
     # In parallel placement the norm serves the feed-forward part after x has grown: a late thread would see that.
     normed, second = (w.normed, w.second) if s.placement >= PARALLEL else (_own(w.normed, tid, count), w.second)
     # A single row's A x is each thread's own, as its codes are.
     low_rows = w.normed.own + tid if count == 1 else 0
     low = lora.Low(r.adapters.ctypes.data if len(r.adapters) else 0, layer, w.low + low_rows * w.low_step, w.low_step)
     if s.placement == PARALLEL_TWO:
-        phase = _norm_phase(s, side, MIDDLE, w.second, w, every, count, tid, threads, sync, phase)
-    phase = _norm_phase(s, side, NORM, w.normed, w, every, count, tid, threads, sync, phase)
-    phase = _reduce_phase(low, 0, normed, count, threads, sync, phase)
+        phase = _norm_phase(s, side, MIDDLE, w.second, w, every, count, tid, sync, phase)
+    phase = _norm_phase(s, side, NORM, w.normed, w, every, count, tid, sync, phase)
+    phase = _reduce_phase(low, 0, normed, count, sync, phase)
     phase = _qkv_phase(m, normed, low, w, count, tile, threads, sync, phase)
     phase = _turn_phase(s, model, r, w, m, layer, threads, sync, phase)
-    phase = _attention_phase(s, model, r, w, m, layer, tid, threads, sync, phase)
-    phase = _code_phase(w.heads, count, tid, threads, sync, phase)
+    phase = _attention_phase(s, model, r, w, m, layer, tile, tid, threads, sync, phase)
+    phase = _code_phase(w.heads, count, tid, sync, phase)
     own = _own(w.heads, tid, count)
     heads = Acts(w.heads.x, own.codes, own.fields, own.cols, own.coded, 0)
-    phase = _reduce_phase(low, 3, heads, count, threads, sync, phase)
-    phase = _out_phase(s, m[3], side[O_BIAS], heads, low, 3, w, count, tile, threads, sync, phase)
+    phase = _reduce_phase(low, 3, heads, count, sync, phase)
+    phase = _out_phase(s, m + 3 * ROW, entry(side, O_BIAS), heads, low, 3, w, count, tile, threads, sync, phase)
     if s.placement < PARALLEL:
         if s.placement:
-            phase = _branch_phase(s, side, ATTENTION_OUT, w, count, threads, sync, phase)
-        phase = _norm_phase(s, side, MIDDLE, w.normed, w, every, count, tid, threads, sync, phase)
+            phase = _branch_phase(s, side, ATTENTION_OUT, w, count, sync, phase)
+        phase = _norm_phase(s, side, MIDDLE, w.normed, w, every, count, tid, sync, phase)
     inner = second if s.placement == PARALLEL_TWO else normed
-    phase = _reduce_phase(low, 5, inner, count, threads, sync, phase)
+    phase = _reduce_phase(low, 5, inner, count, sync, phase)
     phase = _gate_phase(s, m, side, inner, low, w, count, tile, threads, sync, phase)
-    phase = _reduce_phase(low, 6, w.hidden, count, threads, sync, phase)
-    phase = _out_phase(s, m[6], side[DOWN_BIAS], w.hidden, low, 6, w, count, tile, threads, sync, phase)
+    phase = _reduce_phase(low, 6, w.hidden, count, sync, phase)
+    phase = _out_phase(s, m + 6 * ROW, entry(side, DOWN_BIAS), w.hidden, low, 6, w, count, tile, threads, sync, phase)
     if 0 < s.placement < PARALLEL:
-        phase = _branch_phase(s, side, MLP_OUT, w, count, threads, sync, phase)
+        phase = _branch_phase(s, side, MLP_OUT, w, count, sync, phase)
     return phase
 
 
@@ -461,18 +484,17 @@ def _layer(
 def forward(tid: int, threads: int, s: Any, model: Any, r: Any, w: Any, sync: Any) -> None:
     """The whole network for the rows `r`, as thread `tid` of `threads`. `sync` holds zeros at the start."""
     every, wanted = np.arange(len(r.ids)), len(r.wanted)
-    tile = w.tiles + tid * 2 * kernels.LINE * w.tile_rows
-    _embed_phase(s, model, r, w, sync, 0)
-    phase = _meet(sync, 0, len(r.ids))
+    tile = w.tiles + tid * 2 * LINE * w.tile_rows
+    phase = _embed_phase(s, model, r, w, sync, 0)
     for layer in range(s.layers):
         phase = _layer(tid, threads, s, model, r, w, sync, layer, every, phase)
     if wanted:
-        side = model.sides[s.layers]
+        side, head = _side(model, s.layers), model.table.ctypes.data + ROW * HEAD
         normed = w.normed if s.placement >= PARALLEL else _own(w.normed, tid, wanted)
-        phase = _norm_phase(s, side, NORM, w.normed, w, r.wanted, wanted, tid, threads, sync, phase)
-        phase = _head_phase(model.table[HEAD], normed, w, wanted, tile, threads, sync, phase)
+        phase = _norm_phase(s, side, NORM, w.normed, w, r.wanted, wanted, tid, sync, phase)
+        phase = _head_phase(head, normed, w, wanted, tile, threads, sync, phase)
 
 
 def counters(layers: int) -> Ints:
     """A zeroed `sync` buffer: for each phase how many items are claimed and how many done, a cache line each."""
-    return np.zeros(2 * LINE * (PHASES * layers + 8), np.int64)
+    return np.zeros(2 * APART // 8 * (PHASES * layers + 8), np.int64)

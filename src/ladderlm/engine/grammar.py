@@ -32,6 +32,7 @@ _LONGEST = 2**18  # characters of a grammar
 _DEEPEST = 256  # brackets within brackets
 _FUEL = 200_000  # work of the lexer in one step, some 15 ms; llguidance gives up beyond
 _TIMEOUT = 10.0  # seconds for one mask; the limits below end it long before
+_DEAD_END = "NoExtensionBias"  # what llguidance says where no token may follow
 
 
 class Grammars:
@@ -128,8 +129,10 @@ class Matcher:
         self._mask: Future[str] | None = None
         self.done = False  # nothing may follow any more
         error = self._fill()
-        if error or not self._words.any():
-            raise self._failed(error or "it admits no text")
+        if _DEAD_END in error or not (error or self._words.any()):
+            raise UsageError("the grammar admits no text", where="response_format")
+        if error:
+            raise self._failed(error)
 
     def allowed(self) -> npt.NDArray[np.uint8]:
         """A bit for each token that says whether it may follow, the lowest of a byte first; valid until `accept`.

@@ -1,116 +1,55 @@
 """The steps of a decoder on packed weights, each for one thread: compiled by numba, without the GIL.
 
-Matrices are rows of the table in pack.py. Buffers are addresses of floats whose rows are padded to 32 columns of zeros.
+Matrices are addresses of rows of the table in pack.py. Buffers are addresses of floats whose rows are padded to 32
+columns of zeros.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ladderlm.engine import dots, simd
+from ladderlm.engine import simd
+from ladderlm.engine.acts import LINE, tile_size
+from ladderlm.engine.dots import FIELDS, WIDE_TILE
 from ladderlm.engine.pack import BLOCK_BYTES, CODED, COLS, DATA, QUANTISED, ROUTINE, STORAGE
 from ladderlm.engine.products import weight
-from ladderlm.engine.simd import BLOCK, LANES, WIDE, kernel
+from ladderlm.engine.simd import BLOCK, LANES, kernel
 
-LINE = 4 * BLOCK  # bytes of a row of a tile
 NEAR = 4096  # bytes ahead: far enough for memory to answer, near enough to stay in the second cache
-WIDE_TILE = dots.WIDE_TILE
-FIELDS, SUM, ZERO_4, ZERO_8 = dots.FIELDS, dots.SUM, dots.ZERO_4, dots.ZERO_8
-HALF_ZERO, HALF_SUM = dots.HALF_ZERO, dots.HALF_SUM
-
-
-class Acts(NamedTuple):
-    """Activations as matrices take them: addresses of floats [rows][cols], and of their codes and fields, tile after
-    tile of WIDE_TILE rows (see dots.py). From row `own` on each thread has a tile of its own. `coded` is 0 where no
-    matrix takes codes, 2 where one takes sums of 16."""
-
-    x: int
-    codes: int
-    fields: int
-    cols: int
-    coded: int
-    own: int
 
 
 @kernel
-def address(array: Any, index: int) -> Any:
-    return array.ctypes.data + 4 * index
+def entry(m: int, column: int) -> Any:
+    """A column of the row of the table at address `m`. (Slices of arrays would be counted, by atomic instructions.)"""
+    return simd.read_long(m + 8 * column)
 
 
 @kernel
-def tile_size(left: int) -> Any:
-    """Tokens of the tile of codes that holds the next `left`: the last one may hold some more, of no meaning."""
-    if left > 8 and WIDE:
-        return 12
-    if left > 4 and WIDE:
-        return 8
-    if left > 2:
-        return 4
-    return 2 if left == 2 else 1
-
-
-@kernel
-def taken(m: Any, left: int) -> Any:
+def taken(m: int, left: int) -> Any:
     """Tokens that one call of `product` takes of the `left`: all where they are floats."""
-    return min(left, WIDE_TILE) if m[CODED] else left
+    return min(left, WIDE_TILE) if entry(m, CODED) else left
 
 
 @kernel
-def product(m: Any, block: int, acts: Any, first: int, count: int, out: int) -> None:
+def product(m: int, block: int, acts: Any, first: int, count: int, out: int) -> None:
     """out [count][32]: rows 32 * block .. 32 * block + 31 of a matrix times `count` tokens from `first` on.
 
     `out` has room for a whole tile.
     """
-    data, cols = m[DATA] + block * m[BLOCK_BYTES], m[COLS]
-    if not m[CODED]:
-        simd.invoke(m[ROUTINE], (data, acts.x + 4 * first * cols, cols, count, out, m[STORAGE] - QUANTISED))
+    size, cols, routine = entry(m, BLOCK_BYTES), entry(m, COLS), entry(m, ROUTINE)
+    data = entry(m, DATA) + block * size
+    if not entry(m, CODED):
+        simd.invoke(routine, (data, acts.x + 4 * first * cols, cols, count, out, entry(m, STORAGE) - QUANTISED))
         return
     groups = cols // BLOCK
     codes, fields = acts.codes + first * cols, acts.fields + 4 * FIELDS * first * groups
     # Fetched meanwhile: the next block, by the first tile; for a single token, what comes soon.
-    ahead = 0 if first else m[BLOCK_BYTES]
+    ahead = 0 if first else size
     if count == 1:
         ahead = NEAR
-    simd.invoke(m[ROUTINE], (data, codes, fields, groups, tile_size(count), out, ahead))
-
-
-@kernel
-def quantise(source: int, acts: Any, first: int, tokens: int, token: int, group: int) -> None:
-    """Codes of the 32 floats at `source`: group `group` of a token of the tile of `tokens` that begins at `first`.
-
-    The largest becomes 127; sums are kept for what the weights' zeros and minima need.
-    """
-    groups = acts.cols // BLOCK
-    a, b = simd.load(source), simd.load(source + 64)
-    top = simd.largest_size(a, b)
-    scale, back = top * np.float32(1 / 127), np.float32(0)
-    if top != 0:
-        back = np.float32(127) / top
-    place = acts.codes + first * acts.cols + (group * tokens + token) * BLOCK
-    factor, step = simd.splat(back), 4 * groups * tokens
-    field = acts.fields + 4 * FIELDS * first * groups + 4 * (group * tokens + token)
-    low, total = simd.write_codes(place, simd.mul(a, factor), simd.mul(b, factor), acts.coded)
-    simd.write(field, scale)
-    simd.write(field + SUM * step, scale * np.float32(total))
-    simd.write_int(field + ZERO_4 * step, np.int32(-8 * total))
-    simd.write_int(field + ZERO_8 * step, np.int32(-128 * total))
-    if acts.coded > 1:
-        high = total - low
-        simd.write_int(field + HALF_ZERO * step, np.int32(-128 * low))
-        simd.write_int(field + (HALF_ZERO + 1) * step, np.int32(-128 * high))
-        simd.write(field + HALF_SUM * step, scale * np.float32(low))
-        simd.write(field + (HALF_SUM + 1) * step, scale * np.float32(high))
-
-
-@kernel
-def quantise_row(source: int, acts: Any, row: int, count: int) -> None:
-    """Codes of the row of floats at `source`, as row `row` of `count`."""
-    first = row // WIDE_TILE * WIDE_TILE
-    tokens = tile_size(count - first)
-    for g in range(acts.cols // BLOCK):
-        quantise(source + LINE * g, acts, first, tokens, row - first, g)
+    simd.invoke(routine, (data, codes, fields, groups, tile_size(count), out, ahead))
 
 
 @kernel
@@ -222,16 +161,16 @@ def normalise(layer: int, start: int, weight: int, bias: int, dim: int, eps: Any
 
 
 @kernel
-def embed(m: Any, token: int, dim: int, factor: Any, out: int) -> None:
+def embed(m: int, token: int, dim: int, factor: Any, out: int) -> None:
     """Row `token` of the embedding matrix times `factor`, as `dim` floats at `out`."""
-    start, lane = m[DATA] + token // BLOCK * m[BLOCK_BYTES], token % BLOCK
-    kind = m[STORAGE] - QUANTISED
+    start, lane = entry(m, DATA) + token // BLOCK * entry(m, BLOCK_BYTES), token % BLOCK
+    kind = entry(m, STORAGE) - QUANTISED
     for k in range(dim):
         if kind >= 0:
             value = weight(kind, start, lane, k)
-        elif m[STORAGE] == 0:
+        elif kind == -QUANTISED:
             value = simd.read(start + 4 * (k * BLOCK + lane))
-        elif m[STORAGE] == 1:
+        elif kind == 1 - QUANTISED:
             value = simd.read_half(start + 2 * (k * BLOCK + lane))
         else:
             value = simd.read_brain(start + 2 * (k * BLOCK + lane))

@@ -81,7 +81,7 @@ def _expand(m: int, block: int, x: int, step: int, count: int, tile: int) -> Non
     b, x = simd.read_long(m + 8 * B) + block * size, x + simd.read_long(m + 8 * OFFSET)
     while rank and t < count:
         n = width(count - t)
-        simd.invoke(simd.read_long(m + 8 * EXPAND), (n, 0, b, row, x + t * step, step, rank, tile + LINE * t, LINE))
+        simd.invoke(simd.read_long(m + 8 * EXPAND), (n, 0, b, row, x + t * step, step, rank, tile + LINE * t, LINE, 0))
         t += n
     # The next block's are wanted soon, and too far from any that were read for the processor to guess.
     for line in range(b + size, b + 2 * size, LINE // 2):

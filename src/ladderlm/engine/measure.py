@@ -33,8 +33,12 @@ def prefill(backend: Backend, ids: Sequence[int]) -> float:
 
 
 def decode(backend: Backend, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> float:
-    """One token of every sequence a step, all together, once the prompts are read; of all sequences in sum."""
-    caches = [_read(backend, prompt) for prompt in prompts]
+    """One token of every sequence a step, all together, once the prompts are read; of all sequences in sum.
+
+    Sequences with the same prompt share its keys and values.
+    """
+    read = {tuple(prompt): _read(backend, prompt) for prompt in {tuple(p): p for p in prompts}.values()}
+    caches = [read[tuple(prompt)].fork(len(prompt)) for prompt in prompts]
     steps = list(zip(*answers, strict=True))
     start = time.perf_counter()
     for step in steps:

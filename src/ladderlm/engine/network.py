@@ -5,32 +5,34 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from ladderlm import events
+from ladderlm.engine import attention
 from ladderlm.engine import forward as step
+from ladderlm.engine.acts import Acts
+from ladderlm.engine.attention import KINDS
 from ladderlm.engine.backend import Piece
 from ladderlm.engine.cache import HostBlock, KVCache
 from ladderlm.engine.dots import FIELDS, WIDE_TILE
 from ladderlm.engine.hot import VIRTUAL, LoadedAdapter, virtual_past
-from ladderlm.engine.kernels import Acts
 from ladderlm.engine.lora import Lora
 from ladderlm.engine.memory import Bytes, Pool, aligned, arena
 from ladderlm.engine.pack import BLOCKS, FIRST, HEAD, pack, padded, refill
-from ladderlm.engine.products import TILES
 from ladderlm.engine.simd import BLOCK, COMPILED
 from ladderlm.engine.team import Team
+from ladderlm.errors import UsageError
 from ladderlm.models import rope
 from ladderlm.models.adapter import Adapter, fit
 from ladderlm.models.arch import Architecture
 from ladderlm.models.weights import Weights
-from ladderlm.types import FloatArray
+from ladderlm.types import FloatArray, KVType
 
 MAX_ROWS = 256  # rows of a step: prompt tokens and single tokens together
-SPAN = 8  # rows that share one pass of attention
 
 
 class Network:
@@ -38,10 +40,11 @@ class Network:
 
     def __init__(
         self, arch: Architecture, weights: Weights, *, threads: int | None = None, key: str | None = None,
-        exact: bool = False,
+        exact: bool = False, kv_dtype: KVType = "auto",
     ) -> None:  # fmt: skip
         self.arch, self._weights = arch, weights
         self.threads = threads or min(os.cpu_count() or 1, 8)
+        cold = _cold()  # packing takes addresses of compiled code
         self._packed = pack(arch, weights, key=key, threads=self.threads, exact=exact)
         self._sides = Sides(arch, weights, self._packed.table)
         self._tables, turned = _tables(arch)
@@ -50,7 +53,12 @@ class Network:
             self._packed.table, self._sides.addresses, self._angles(64), windows, turned, _slopes(arch),
             self._sides.places,
         )  # fmt: skip
-        self._shape = _shape(arch, int(self._packed.coded > 0))
+        if kv_dtype == "int8" and arch.head_dim % BLOCK:
+            what = f"heads of {arch.head_dim} numbers: in int8 they must be a multiple of {BLOCK}"
+            raise UsageError(what, where="kv_dtype", cure="float16")
+        if kv_dtype == "auto":
+            kv_dtype = "float16" if self._packed.coded else "float32"
+        self._shape = _shape(arch, KINDS.index(kv_dtype))
         self._work, self._buffers = _work(arch, self._packed.table, self.threads, self._packed.coded)
         self._logits = np.zeros((0, int(self._packed.table[HEAD, BLOCKS]) * BLOCK), np.float32)
         self._blocks = np.zeros((MAX_ROWS, -(-arch.context_length // BLOCK)), np.int64)  # addresses for each row
@@ -58,12 +66,12 @@ class Network:
         self._low = aligned(0)
         self._pool = Pool(self.block_bytes)
         self._team = Team(self.threads, lambda: step.counters(arch.layers))
-        self._warm()
+        weakref.finalize(self, self._team.close)  # before the memory goes that a late thread may still look at
+        self._warm(cold)
 
     @property
     def block_bytes(self) -> int:
-        size = 2 if self._shape.cache_kind else 4
-        return size * self.arch.layers * self.arch.kv_heads * BLOCK * (self.arch.head_dim + padded(self.arch.head_dim))
+        return self.arch.layers * self.arch.kv_heads * self._shape.kept.bytes
 
     @property
     def max_rows(self) -> int:
@@ -87,7 +95,7 @@ class Network:
             start, row = len(cache), len(ids)
             cache.reserve(start + len(tokens))
             wanted.extend(range(row + want, row + len(tokens)))
-            spans.extend((row + i, min(SPAN, len(tokens) - i)) for i in range(0, len(tokens), SPAN))
+            spans.extend((row + i, min(step.SPAN, len(tokens) - i)) for i in range(0, len(tokens), step.SPAN))
             ids.extend(tokens)
             positions.extend(range(start, start + len(tokens)))
             blocks = len(cache.blocks)
@@ -112,12 +120,12 @@ class Network:
     def adapt(self, adapter: Adapter) -> LoadedAdapter:
         """Takes up an adapter. FormatError where it does not fit."""
         adapter, start = fit(adapter, self.arch), self.cache()
-        half = bool(self._shape.cache_kind)
+        half = self._shape.kept.kind > 0
         if adapter.virtual is None:
             return LoadedAdapter(adapter, Lora(adapter.pairs, adapter.scale, self._packed.table, half=half), start)
         start.reserve(adapter.tokens)
         past = virtual_past(adapter, self.arch, self._weights)
-        remember(past, start, np.float16 if half else np.float32)
+        remember(past, start, self._shape)
         return LoadedAdapter(adapter, None, start)
 
     def update(self, weights: Weights) -> None:
@@ -159,28 +167,36 @@ class Network:
             return np.zeros((1, 1, 2, 1), np.float32)
         return np.stack([rope.table(self.arch, layer, positions) for layer in self._tables])
 
-    def _warm(self) -> None:
+    def _warm(self, cold: bool) -> None:
         """Compiles the kernels, or loads them from disk, before the first request."""
-        if not any(COMPILED.rglob("*.nbc")):
-            for old in COMPILED.parent.glob("engine-*"):
-                shutil.rmtree(old, ignore_errors=True)  # machine code of other versions of these sources
-            events.emit("compile", "compiling the kernels, once on this machine: up to half a minute")
         start = time.monotonic()
         self.run([Piece(self.cache(), [0], 0)])
-        events.emit("compile", finished=True, data={"seconds": time.monotonic() - start})
+        if cold:
+            events.emit("compile", finished=True, data={"seconds": time.monotonic() - start})
 
 
-def remember(past_L2PGK: FloatArray, cache: KVCache, kind: npt.DTypeLike) -> None:
+def _cold() -> bool:
+    """Whether nothing is compiled yet, which it tells; machine code of other versions of these sources goes."""
+    if any(COMPILED.rglob("*.nbc")):
+        return False
+    events.emit("compile", "compiling the kernels, once on this machine: up to half a minute")
+    kept = COMPILED.name.rsplit("-", 1)[0]
+    for old in COMPILED.parent.glob("engine-*"):
+        if not old.name.startswith(kept):
+            shutil.rmtree(old, ignore_errors=True)
+    return True
+
+
+def remember(past_L2PGK: FloatArray, cache: KVCache, shape: step.Shape) -> None:
     """Fills a reserved, empty cache with keys and values as the kernels hold them."""
-    layers, _, tokens, heads, size = past_L2PGK.shape
-    for i, block in enumerate(cache.blocks):
+    layers, _, tokens, heads, _ = past_L2PGK.shape
+    for position in range(tokens):
+        block, slot = cache.blocks[position // BLOCK], position % BLOCK
         assert isinstance(block, HostBlock)
-        place = block.data.view(kind).reshape(layers, heads, -1)
-        keys_LGKB, values_LGBK = place[:, :, : size * BLOCK], place[:, :, size * BLOCK :]
-        some = past_L2PGK[:, :, i * BLOCK : (i + 1) * BLOCK].transpose(1, 0, 3, 2, 4)
-        count = some.shape[3]
-        keys_LGKB.reshape(layers, heads, size, BLOCK)[..., :count] = some[0].swapaxes(-1, -2)
-        values_LGBK.reshape(layers, heads, BLOCK, -1)[:, :, :count, :size] = some[1]
+        for layer in range(layers):
+            past_2GK = np.ascontiguousarray(past_L2PGK[layer, :, position], np.float32)
+            keys, place = past_2GK.ctypes.data, block.address + layer * heads * shape.kept.bytes
+            attention.remember(shape, keys, keys + past_2GK.nbytes // 2, place, slot)
     cache.ids = [VIRTUAL] * tokens
 
 
@@ -252,7 +268,7 @@ def _shape(arch: Architecture, cache_kind: int) -> step.Shape:
         arch.norm_eps, arch.scale, int(arch.norm == "layer"), places[arch.placement],
         ("silu", "gelu", "gelu_tanh", "relu").index(arch.activation), int(arch.gated),
         {"": 0, "head": 1, "heads": 1, "all": 2}[arch.qk_norm], (arch.rotary_dim or arch.head_dim) // 2,
-        arch.attention_cap, arch.embed_scale, cache_kind, TILES[cache_kind].address,
+        arch.attention_cap, arch.embed_scale, attention.kept(cache_kind, arch.head_dim),
     )  # fmt: skip
 
 
@@ -290,9 +306,12 @@ def _work(arch: Architecture, table: npt.NDArray[np.int64], threads: int, coded:
         codes = (room(whole * cols), room(4 * FIELDS * whole * cols // BLOCK)) if coded else (0, 0)
         return Acts(room(4 * whole * cols), *codes, cols, coded, rows)
 
-    def own(cols: int) -> FloatArray:
-        return aligned(4 * threads * SPAN * cols).view(np.float32).reshape(threads, SPAN, cols)
+    def own(cols: int) -> tuple[int, int]:
+        kept.append(aligned(4 * threads * step.SPAN * cols))
+        return int(kept[-1].ctypes.data), 4 * cols
 
+    # Rows of a power of two would all fall into the same lines of the first cache.
+    (scores, score_step), (mixed, mixed_step) = own(padded(arch.context_length) + 16), own(padded(arch.head_dim) + 16)
     dim, qkv = padded(arch.dim), int(table[FIRST : FIRST + 3, BLOCKS].sum()) * BLOCK
     work = step.Work(
         x=room(4 * rows * dim),
@@ -305,9 +324,10 @@ def _work(arch: Architecture, table: npt.NDArray[np.int64], threads: int, coded:
         logits=0,
         tiles=room(4 * threads * 2 * rows * BLOCK),
         tile_rows=rows,
-        # Rows of a power of two would all fall into the same lines of the first cache.
-        scores=own(padded(arch.context_length) + 16),
-        mixed=own(padded(arch.head_dim) + 16),
+        scores=scores,
+        score_step=score_step,
+        mixed=mixed,
+        mixed_step=mixed_step,
         low=0,
         low_step=0,
     )

@@ -27,7 +27,6 @@ from ladderlm.models.weights import Blocks, Weights, matrix_blocks
 
 LAYOUT = 2  # raise when the bytes below change: it names the cached files
 CACHE_ABOVE = 50_000_000  # weights; packing fewer takes no longer than reading a cache
-CACHED_BYTES = 64 * 2**30  # of all cached files together: the oldest go first
 QUANTISED = len(STORAGES)  # storages from here on are dots.FORMATS
 
 # Columns of the table that tells the kernels where a matrix is; `CODED`: whether it is multiplied
@@ -214,4 +213,5 @@ def _cached(name: str, size: int, fill: Any) -> Bytes:
                 fill(target)
                 target.flush()
                 del target  # some systems do not rename a mapped file
+        store.prune(path)
     return np.memmap(path, np.uint8, "c", shape=(size,))  # what `refill` writes stays in this process

@@ -50,7 +50,7 @@ def _f32(data: int, x: int, cols: int, count: int, out: int, kind: int) -> None:
         n, t = min(CHUNK, cols - k), 0
         while t < count:
             tokens, here = width(count - t), x + 4 * (t * cols + k)
-            tile(0, tokens, int(k == 0), data + 128 * k, 128, here, 4 * cols, n, out + LINE * t, LINE)
+            tile(0, tokens, int(k == 0), data + 128 * k, 128, here, 4 * cols, n, out + LINE * t, LINE, 0)
             t += tokens
 
 
@@ -59,7 +59,7 @@ def _f16(data: int, x: int, cols: int, count: int, out: int, kind: int) -> None:
         n, t = min(CHUNK, cols - k), 0
         while t < count:
             tokens, here = width(count - t), x + 4 * (t * cols + k)
-            tile(1, tokens, int(k == 0), data + 64 * k, 64, here, 4 * cols, n, out + LINE * t, LINE)
+            tile(1, tokens, int(k == 0), data + 64 * k, 64, here, 4 * cols, n, out + LINE * t, LINE, 0)
             t += tokens
 
 
@@ -68,7 +68,7 @@ def _bf16(data: int, x: int, cols: int, count: int, out: int, kind: int) -> None
         n, t = min(CHUNK, cols - k), 0
         while t < count:
             tokens, here = width(count - t), x + 4 * (t * cols + k)
-            tile(2, tokens, int(k == 0), data + 64 * k, 64, here, 4 * cols, n, out + LINE * t, LINE)
+            tile(2, tokens, int(k == 0), data + 64 * k, 64, here, 4 * cols, n, out + LINE * t, LINE, 0)
             t += tokens
 
 
@@ -82,7 +82,7 @@ def _exact(data: int, x: int, cols: int, count: int, out: int, kind: int) -> Non
                 panel[32 * i + lane] = weight(kind, data, lane, k + i)
         while t < count:
             tokens, here = width(count - t), x + 4 * (t * cols + k)
-            tile(0, tokens, int(k == 0), panel.ctypes.data, 128, here, 4 * cols, n, out + LINE * t, LINE)
+            tile(0, tokens, int(k == 0), panel.ctypes.data, 128, here, 4 * cols, n, out + LINE * t, LINE, 0)
             t += tokens
 
 
@@ -123,15 +123,24 @@ EXACT = Routine(_exact)
 
 
 def _tile_f32(
-    tokens: int, replace: int, rows: int, row_step: int, x: int, x_step: int, n: int, out: int, out_step: int
-) -> None:
-    tile(0, tokens, replace, rows, row_step, x, x_step, n, out, out_step)
+    tokens: int, replace: int, rows: int, row_step: int, x: int, x_step: int, n: int, out: int, out_step: int,
+    ahead: int,
+) -> None:  # fmt: skip
+    tile(0, tokens, replace, rows, row_step, x, x_step, n, out, out_step, ahead)
 
 
 def _tile_f16(
-    tokens: int, replace: int, rows: int, row_step: int, x: int, x_step: int, n: int, out: int, out_step: int
-) -> None:
-    tile(1, tokens, replace, rows, row_step, x, x_step, n, out, out_step)
+    tokens: int, replace: int, rows: int, row_step: int, x: int, x_step: int, n: int, out: int, out_step: int,
+    ahead: int,
+) -> None:  # fmt: skip
+    tile(1, tokens, replace, rows, row_step, x, x_step, n, out, out_step, ahead)
 
 
-TILES = (Routine(_tile_f32), Routine(_tile_f16))  # of attention, by the kind of the cache
+def _tile_i8(
+    tokens: int, replace: int, rows: int, row_step: int, x: int, x_step: int, n: int, out: int, out_step: int,
+    ahead: int,
+) -> None:  # fmt: skip
+    tile(3, tokens, replace, rows, row_step, x, x_step, n, out, out_step, ahead)
+
+
+TILES = (Routine(_tile_f32), Routine(_tile_f16), Routine(_tile_i8))  # of attention, by the kind of the cache

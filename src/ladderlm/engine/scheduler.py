@@ -26,11 +26,10 @@ from ladderlm.engine.prefixes import Prefixes, common
 from ladderlm.engine.request import Choice, Generation, Request
 from ladderlm.engine.speculate import Clock, Speculation
 from ladderlm.errors import Cancelled, ContextOverflow, DeadlineExceeded, Overloaded, UsageError
-from ladderlm.types import FloatArray
+from ladderlm.types import AGE, FloatArray
 
 WAITING = 1024  # requests that may wait
 UNKNOWN = 512  # tokens an answer without max_tokens is expected to hold
-AGE = 10.0  # seconds of waiting that weigh as much as a step of priority
 LATENCY = 0.04  # seconds that prompts may add to a step while answers are being written
 FEWEST = 16  # prompt tokens a step has room for all the same
 GLANCE = 0.05  # seconds between looks at the deadlines of those who wait

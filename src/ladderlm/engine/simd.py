@@ -27,13 +27,15 @@ from ladderlm.errors import UsageError
 from ladderlm.store import cache_dir
 
 LANES = 16
+ROUNDING = 12582912.0  # 1.5 * 2^23: a small number added to it is rounded, and stands in its low bits
+EXP = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0)  # coefficients, the highest power first
 ISAS = {"avx512": "", "avxvnni": "alderlake", "avx2": "haswell", "portable": ""}  # and a processor that has no more
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
 VF = ir.VectorType(F32, LANES)
 VI = ir.VectorType(I32, LANES)
-_SOURCES = ("simd", "tiles", "dots", "products", "pack", "kernels", "attention", "lora", "forward")
+_SOURCES = ("simd", "tiles", "dots", "products", "pack", "acts", "kernels", "attention", "lora", "forward")
 Codegen = Callable[[Any, Any, Any, Any], Any]
 
 
@@ -164,6 +166,14 @@ def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return call(builder, "llvm.fma.v16f32", a, b, c)
 
 
+def store_some(builder: Any, value: Any, address: Any, mask: Any) -> None:
+    """Stores the lanes of `value` that `mask` names."""
+    pointer = at(builder, address, 0, VF)
+    signature = ir.FunctionType(ir.VoidType(), [VF, pointer.type, I32, mask.type])
+    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.masked.store.v16f32.p0")
+    builder.call(function, [value, pointer, ir.Constant(I32, 4), mask])
+
+
 # --- Vectors in kernels -------------------------------------------------------------------------------------------
 
 
@@ -250,7 +260,7 @@ def _binary(emit: Callable[[Any, Any, Any], Any]) -> Any:
 add = _binary(lambda builder, x, y: builder.fadd(x, y))
 mul = _binary(lambda builder, x, y: builder.fmul(x, y))
 div = _binary(lambda builder, x, y: builder.fdiv(x, y))
-maximum = _binary(lambda builder, x, y: call(builder, "llvm.maxnum.v16f32", x, y))
+maximum = _binary(lambda builder, x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y))  # y beside a NaN
 
 
 @intrinsic
@@ -265,21 +275,22 @@ def multiply_add(typing_context: Any, x: Any, y: Any, z: Any) -> tuple[Any, Code
 
 @intrinsic
 def exp(typing_context: Any, x: Any) -> tuple[Any, Codegen]:
-    """e^x to about 1 unit in the last place: 2^n times a Taylor polynomial on |r| <= ln(2)/2; exactly 0 below -87."""
+    """e^x within 1.5 units in the last place: 2^n times a polynomial in |r| <= ln(2)/2; exactly 0 below -87."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        low = call(builder, "llvm.maxnum.v16f32", args[0], constant(-87.0))
-        value = call(builder, "llvm.minnum.v16f32", low, constant(88.0))
-        n = call(builder, "llvm.rint.v16f32", builder.fmul(value, constant(1.4426950408889634)))
+        low = builder.fcmp_ordered(">", args[0], constant(-87.0))
+        value = builder.select(low, args[0], constant(-87.0))
+        value = builder.select(builder.fcmp_ordered("<", value, constant(88.0)), value, constant(88.0))
+        shifted = fma(builder, value, constant(1.4426950408889634), constant(ROUNDING))
+        n = builder.fsub(shifted, constant(ROUNDING))
         rest = fma(builder, n, constant(-0.693359375), value)  # ln 2 in two parts (Cody and Waite)
         rest = fma(builder, n, constant(2.12194440e-4), rest)
-        total = constant(1 / 5040)
-        for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
+        total = constant(EXP[0])
+        for coefficient in EXP[1:]:
             total = fma(builder, total, rest, constant(coefficient))
-        exponent = builder.add(builder.fptosi(n, VI), ir.Constant(VI, [127] * LANES))
-        power = builder.bitcast(builder.shl(exponent, ir.Constant(VI, [23] * LANES)), VF)
-        below = builder.fcmp_ordered("<", args[0], constant(-87.0))
-        return builder.select(below, constant(0.0), builder.fmul(total, power))
+        power = builder.shl(builder.bitcast(shifted, VI), ir.Constant(VI, [23] * LANES))  # n, into the exponent
+        value = builder.bitcast(builder.add(builder.bitcast(total, VI), power), VF)
+        return builder.select(low, value, constant(0.0))
 
     return vector(vector), codegen
 
@@ -298,6 +309,26 @@ def within(typing_context: Any, x: Any, first: Any, low: Any, high: Any) -> tupl
         return builder.select(inside, args[0], ir.Constant(VF, [ir.Constant(F32, float("-inf"))] * LANES))
 
     return vector(vector, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def lane(typing_context: Any, x: Any, index: Any) -> tuple[Any, Codegen]:
+    """Lane `index` of x, in all lanes."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return broadcast(builder, builder.extract_element(*args))
+
+    return vector(vector, types.int64), codegen
+
+
+@intrinsic
+def pick(typing_context: Any, x: Any, index: Any) -> tuple[Any, Codegen]:
+    """Lane `index` of x."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.extract_element(*args)
+
+    return types.float32(vector, types.int64), codegen
 
 
 @intrinsic
@@ -334,17 +365,6 @@ def write(typing_context: Any, address: Any, value: Any) -> tuple[Any, Codegen]:
 
 
 @intrinsic
-def write_int(typing_context: Any, address: Any, value: Any) -> tuple[Any, Codegen]:
-    """Stores an int32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[1], at(builder, args[0], 0, I32), align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int32), codegen
-
-
-@intrinsic
 def write_half(typing_context: Any, address: Any, value: Any) -> tuple[Any, Codegen]:
     """Stores a float32 as float16."""
 
@@ -366,48 +386,6 @@ def store_half(typing_context: Any, address: Any, value: Any) -> tuple[Any, Code
         return context.get_dummy_value()
 
     return types.void(types.int64, vector), codegen
-
-
-@intrinsic
-def _round(typing_context: Any, address: Any, x: Any) -> tuple[Any, Codegen]:
-    """Stores the 16 lanes, between -128 and 127, rounded to int8; them as int32, in the bits of a vector."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        codes, kind = builder.fptosi(call(builder, "llvm.rint.v16f32", args[1]), VI), ir.VectorType(I8, LANES)
-        builder.store(builder.trunc(codes, kind), at(builder, args[0], 0, kind), align=1)
-        return builder.bitcast(codes, VF)
-
-    return vector(types.int64, vector), codegen
-
-
-@intrinsic
-def _sum(typing_context: Any, x: Any) -> tuple[Any, Codegen]:
-    """The sum of the int32 in the bits of a vector."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return call(builder, "llvm.vector.reduce.add.v16i32", builder.bitcast(args[0], VI), result=I32)
-
-    return types.int32(vector), codegen
-
-
-@intrinsic
-def _plus(typing_context: Any, x: Any, y: Any) -> tuple[Any, Codegen]:
-    """The sum of two vectors as int32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(builder.add(*(builder.bitcast(a, VI) for a in args)), VF)
-
-    return vector(vector, vector), codegen
-
-
-@kernel
-def write_codes(address: int, x: Any, y: Any, halves: int) -> Any:
-    """Stores 32 floats between -128 and 127, rounded to int8; the sum of the first half if halves > 1, and of all."""
-    low, high = _round(address, x), _round(address + LANES, y)
-    first = np.int32(0)
-    if halves > 1:
-        first = _sum(low)
-    return first, _sum(_plus(low, high))
 
 
 @intrinsic
@@ -439,21 +417,6 @@ def read_brain(typing_context: Any, address: Any) -> tuple[Any, Codegen]:
         return builder.bitcast(builder.shl(upper, ir.Constant(I32, 16)), F32)
 
     return types.float32(types.int64), codegen
-
-
-@intrinsic
-def largest_size(typing_context: Any, x: Any, y: Any) -> tuple[Any, Codegen]:
-    """The largest absolute value in two vectors; NaN if one is NaN."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        sizes = [call(builder, "llvm.fabs.v16f32", a) for a in args]
-        both = call(builder, "llvm.maxnum.v16f32", *sizes)
-        found = call(builder, "llvm.vector.reduce.fmax.v16f32", both, result=F32)
-        bits = builder.bitcast(builder.fcmp_unordered("uno", args[0], args[1]), ir.IntType(LANES))
-        bad = builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(LANES), 0))
-        return builder.select(bad, ir.Constant(F32, float("nan")), found)
-
-    return types.float32(vector, vector), codegen
 
 
 def ask_for(builder: Any, address: Any) -> None:

@@ -34,7 +34,7 @@ class Team:
         self._job: _Job | None = None
         self._syncs = [counters() for _ in range(2)]
         self._counters = counters
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # `close` may come from a garbage collection anywhere
         self._left = threading.Condition(self._lock)
         self._jobs: list[_Job] = []
         self._go = [threading.Lock() for _ in range(size - 1)]
@@ -88,10 +88,12 @@ class Team:
             self._left.wait_for(lambda: not any(job.inside for job in self._jobs))
 
     def close(self) -> None:
+        """Ends the threads; once it returns none of them is in a function. Calling it again does nothing."""
         with self._lock:
             self._job = None
             for lock in self._go:
                 if lock.locked():
                     lock.release()
         for thread in self._threads:
-            thread.join()
+            if thread is not threading.current_thread():
+                thread.join()

@@ -12,18 +12,35 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from ladderlm.engine.simd import F32, I16, I64, LANES, VF, VI, WIDE, Codegen, broadcast, constant, fma, load_vector
+from ladderlm.engine.simd import (
+    F32,
+    I8,
+    I16,
+    I64,
+    LANES,
+    VF,
+    VI,
+    WIDE,
+    Codegen,
+    ask_for,
+    broadcast,
+    constant,
+    fma,
+    load_vector,
+)
 
-Storage = Literal["f32", "f16", "bf16"]
-STORAGES: tuple[Storage, ...] = ("f32", "f16", "bf16")
+Storage = Literal["f32", "f16", "bf16", "i8"]
+STORAGES: tuple[Storage, ...] = ("f32", "f16", "bf16")  # of matrices
+KINDS: tuple[Storage, ...] = (*STORAGES, "i8")
 CHUNK = 256  # k of a running sum
 TOKENS = (8, 4, 2, 1) if WIDE else (2, 1)  # of a tile
+ASKING = 4  # tokens, at most, of a tile that asks for rows ahead
 VECTOR_BYTES = 4 * LANES
 V16, VH = ir.VectorType(I16, LANES), ir.VectorType(ir.HalfType(), LANES)
 
 
 def _size(storage: Storage) -> int:
-    return 4 if storage == "f32" else 2
+    return {"f32": 4, "i8": 1}.get(storage, 2)
 
 
 def _vector(builder: Any, storage: Storage, address: Any, index: int) -> Any:
@@ -33,6 +50,8 @@ def _vector(builder: Any, storage: Storage, address: Any, index: int) -> Any:
         return load_vector(builder, address, offset)
     if storage == "f16":
         return builder.fpext(load_vector(builder, address, offset, VH, align=2), VF)
+    if storage == "i8":
+        return builder.sitofp(load_vector(builder, address, offset, ir.VectorType(I8, LANES), align=1), VF)
     wide = builder.zext(load_vector(builder, address, offset, V16, align=2), VI)
     return builder.bitcast(builder.shl(wide, ir.Constant(VI, [16] * LANES)), VF)
 
@@ -59,7 +78,7 @@ def _pointer(builder: Any, address: Any, half: int) -> Any:
 
 
 def _tile(builder: Any, storage: Storage, tokens: int, replace: Any, args: Any) -> None:
-    rows, row_step, x, x_step, n, out, out_step = args
+    rows, row_step, x, x_step, n, out, out_step, ahead = args
     partial = [[cgutils.alloca_once(builder, VF) for _ in (0, 1)] for _ in range(tokens)]
     for slots in partial:
         for slot in slots:
@@ -68,6 +87,8 @@ def _tile(builder: Any, storage: Storage, tokens: int, replace: Any, args: Any) 
     starts = [builder.add(x, builder.mul(x_step, ir.Constant(I64, t))) for t in range(tokens)]
     with cgutils.for_range(builder, n):
         here, offset = builder.load(row), builder.load(column)
+        if tokens <= ASKING:
+            ask_for(builder, builder.add(here, ahead))
         halves = [_vector(builder, storage, here, half) for half in (0, 1)]
         for start, slots in zip(starts, partial, strict=True):
             factor = _scalar(builder, builder.add(start, offset))
@@ -86,13 +107,14 @@ def _tile(builder: Any, storage: Storage, tokens: int, replace: Any, args: Any) 
 @intrinsic(prefer_literal=True)
 def tile(
     context: Any, kind: Any, tokens: Any, replace: Any, rows: Any, row_step: Any, x: Any, x_step: Any, n: Any,
-    out: Any, out_step: Any,
+    out: Any, out_step: Any, ahead: Any,
 ) -> tuple[Any, Codegen]:  # fmt: skip
-    """`tokens` (of TOKENS) rows of scalars times n rows of 32 numbers kept as STORAGES[kind].
+    """`tokens` (of TOKENS) rows of scalars times n rows of 32 numbers kept as KINDS[kind].
 
     out[t][0:32] becomes, or with replace = 0 grows by, the sum over k of x[t][k] * rows[k][0:32]; steps in bytes.
+    Tiles of few tokens ask for what lies `ahead` bytes after each row: they wait for memory more than they compute.
     """
-    storage = STORAGES[kind.literal_value]
+    storage = KINDS[kind.literal_value]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _, tokens, replace, *rest = args
@@ -108,4 +130,4 @@ def tile(
         builder.position_at_end(after)
         return context.get_dummy_value()
 
-    return types.void(kind, *[types.int64] * 9), codegen
+    return types.void(kind, *[types.int64] * 10), codegen

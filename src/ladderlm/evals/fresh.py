@@ -1,6 +1,6 @@
 """A model in a process of its own, from nothing to its first token: times and memory.
 
-`python -m ladderlm.evals.fresh MODEL THREADS PROMPT` is that process; it writes one JSON object.
+`python -m ladderlm.evals.fresh MODEL THREADS PROMPT DEVICE` is that process; it writes one JSON object.
 """
 
 from __future__ import annotations
@@ -32,9 +32,12 @@ class Fresh(Value):
     anonymous_bytes: int | None
 
 
-def start(model: str, threads: int, prompt: int = 16) -> Fresh:
-    """Starts a process that opens `model`, reads `prompt` random tokens and writes one. LadderError if it fails."""
-    command = [sys.executable, "-m", "ladderlm.evals.fresh", model, str(threads), str(prompt)]
+def start(model: str, threads: int, prompt: int = 16, *, device: str = "cpu") -> Fresh:
+    """Starts a process that opens `model` on `device`, reads `prompt` random tokens and writes one.
+
+    Raises LadderError if it fails.
+    """
+    command = [sys.executable, "-m", "ladderlm.evals.fresh", model, str(threads), str(prompt), device]
     began = time.time()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -66,14 +69,14 @@ def _field(path: Path, name: str) -> int | None:
 def main(argv: Sequence[str]) -> int:
     import numpy as np
 
-    from ladderlm import engine
     from ladderlm.engine import network  # noqa: F401  what loading imports: none of the model's memory
     from ladderlm.models import open_model
+    from ladderlm.talk.device import load
 
-    model, threads, prompt = argv[0], int(argv[1]), int(argv[2])
+    model, threads, prompt, device = argv[0], int(argv[1]), int(argv[2]), argv[3]
     imported, began = anonymous(), time.perf_counter()
     files = open_model(model)
-    with engine.load(files, threads=threads) as running:
+    with load(files, device, threads=threads) as running:
         loaded = time.perf_counter() - began
         ids = np.random.default_rng(os.getpid()).integers(0, files.arch.vocab_size, prompt).tolist()
         for delta in running.generate(ids, Sampling(temperature=0, max_tokens=1, min_tokens=1)):

@@ -56,7 +56,7 @@ class LlamaCpp:
         self._common = ["-m", str(files.path), "-t", str(threads)]
         self._one, self._many = find_tool("llama-bench"), find_tool("llama-batched-bench")
         kv = 4 * files.arch.layers * files.arch.kv_heads * files.arch.head_dim  # keys and values as float16
-        self.about: dict[str, Any] = {"tools": str(Path(self._one).parent), "kv_bytes_per_position": kv}
+        self.about: dict[str, Any] = {"kv_bytes_per_position": kv}
         self.about |= _build(self._one, files.path)
 
     def measure(self, work: Work) -> float | None:

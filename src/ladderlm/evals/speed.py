@@ -25,16 +25,19 @@ from ladderlm import engine, events
 from ladderlm.config import option
 from ladderlm.engine import measure
 from ladderlm.engine.engine import Engine
-from ladderlm.errors import UsageError
+from ladderlm.errors import MissingExtra, UsageError
 from ladderlm.evals import fresh
 from ladderlm.evals.peers import PEERS, open_peer
 from ladderlm.evals.work import Ids, System, Work, fresh_prompts, through_the_door, works
 from ladderlm.models import ModelFiles, open_model
 from ladderlm.models.catalogue import DEFAULT_MODEL
-from ladderlm.types import Sampling, Value
+from ladderlm.talk.device import DEVICE, KV_CACHE_DTYPE, torch_name
+from ladderlm.types import KVType, Sampling, Value
 
 if TYPE_CHECKING:
+    from ladderlm.engine.backend import Backend
     from ladderlm.engine.ceiling import Ceiling, Meter
+    from ladderlm.nn.ceiling import Meter as TorchMeter
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class BenchConfig:
     against: tuple[str, ...] = option(
         (), "another program on the same file: " + ", ".join(PEERS) + ", or a server's URL"
     )
+    device: str = option("auto", DEVICE)
+    kv_cache_dtype: KVType = option("auto", KV_CACHE_DTYPE)
     threads: int = option(0, "threads of every system (0: the cores, at most 8)")
     rounds: int = option(5, "how often everything is measured; one round more comes first and does not count")
     seconds: int = option(0, "begin no further round after so many seconds, if one counts (0: measure all rounds)")
@@ -79,8 +84,8 @@ class SystemResult(Value):
 
 @dataclass(frozen=True, slots=True)
 class BenchResult(Value):
-    """`instructions`: those of the kernels; `ceiling`: what the machine can do; `fresh`: LadderLM in a new process;
-    `left_out`: work the model is too short for, and why."""
+    """`instructions`: those of the kernels, or torch's device; `ceiling`: what the machine can do; `fresh`: LadderLM in
+    a new process; `left_out`: work the model is too short for, and why."""
 
     model: str
     path: str
@@ -96,16 +101,25 @@ class BenchResult(Value):
 
 
 class LadderLM:
-    """Ours. The backend is measured while the engine that owns it has nothing to do."""
+    """Ours, on the CPU or (`device`) on one of torch's. The backend is measured while the engine that owns it has
+    nothing to do. `instructions` says what it runs on, `meter` measures the ceilings of that."""
 
     name = "ladderlm"
     warms_up = False
 
-    def __init__(self, files: ModelFiles, threads: int) -> None:
+    def __init__(self, files: ModelFiles, threads: int, device: str | None = None, kv_dtype: KVType = "auto") -> None:
         engine.check(files)
         self._arch = files.arch
-        self.backend = engine.on_cpu(files.arch, files.weights, threads=threads, key=files.hash)
-        self._engine = Engine(self.backend)
+        self.backend: Backend
+        self.meter: Meter | TorchMeter
+        if device is None:
+            from ladderlm.engine import ceiling, simd  # numba, which `--help` must not wait for
+
+            self.backend = engine.on_cpu(files.arch, files.weights, threads=threads, key=files.hash, kv_dtype=kv_dtype)
+            self._engine = Engine(self.backend)
+            self.meter, self.instructions = ceiling.Meter(threads), simd.ISA
+        else:
+            self.backend, self._engine, self.meter, self.instructions = _on_torch(files, threads, device)
         self._random = np.random.default_rng()
         self.about: dict[str, Any] = {"kv_bytes_per_position": measure.cache_bytes(self.backend)}
 
@@ -124,7 +138,25 @@ class LadderLM:
             yield len(delta.tokens)
 
     def close(self) -> None:
+        self.meter.close()
         self._engine.close()
+
+
+def _on_torch(files: ModelFiles, threads: int, device: str) -> tuple[Backend, Engine, TorchMeter, str]:
+    """The parts of a LadderLM on a torch device, as `nn.load_engine` makes them."""
+    try:
+        import torch
+
+        from ladderlm.nn.backend import TorchBackend
+        from ladderlm.nn.ceiling import Meter
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "torch", "train") from None
+    torch.set_num_threads(threads)
+    backend = TorchBackend(files.arch, files.weights, device=device)
+    name = torch.cuda.get_device_name(backend.device) if backend.device.type == "cuda" else device
+    says = f"torch {torch.__version__} on {name}, {backend.dtype}".replace("torch.", "")
+    made = Engine(backend, kv_bytes=backend.kv_bytes, speculate=False)
+    return backend, made, Meter(backend.device, backend.dtype), says
 
 
 class _Round(NamedTuple):
@@ -136,24 +168,22 @@ def run(config: BenchConfig) -> BenchResult:
     """Measures `config.model`, and each of `config.against` on the same file."""
     if config.rounds < 1 or config.tokens < 1 or config.threads < 0:
         raise UsageError("rounds and tokens must be at least 1", where=f"{config.rounds}, {config.tokens}")
-    from ladderlm.engine import simd  # numba, which `--help` must not wait for
-    from ladderlm.engine.ceiling import Meter
-
+    device = torch_name(config.device)
+    if device is not None and config.kv_cache_dtype != "auto":
+        raise UsageError("torch keeps keys and values as it computes", where=config.kv_cache_dtype, cure="auto")
     files = open_model(config.model)
     threads = config.threads or min(os.cpu_count() or 1, 8)
     chosen, left_out = _chosen(config, files)
     with contextlib.ExitStack() as stack:
-        mine = LadderLM(files, threads)
+        mine = LadderLM(files, threads, device, config.kv_cache_dtype)
         stack.callback(mine.close)
         systems: list[System] = [mine]
         for name in config.against:
             systems.append(open_peer(name, files, threads))
             stack.callback(systems[-1].close)
         events.emit("bench", "a fresh process")
-        alone = fresh.start(config.model, threads)
-        meter = Meter(threads)
-        stack.callback(meter.close)
-        rounds = list(_rounds(config, chosen, systems, meter))[1:]
+        alone = fresh.start(config.model, threads, device=config.device)
+        rounds = list(_rounds(config, chosen, systems, mine.meter))[1:]
         results = [_result(system, rounds, chosen, files) for system in systems]
     best = {
         "read_bytes_per_second": statistics.median(r.ceiling.read_bytes for r in rounds),
@@ -162,7 +192,7 @@ def run(config: BenchConfig) -> BenchResult:
     }
     return BenchResult(
         config.model, str(files.path), files.arch.parameters, measure.weight_bytes(files.arch, files.weights), threads,
-        len(rounds), simd.ISA, tuple(results), best, alone, left_out,
+        len(rounds), mine.instructions, tuple(results), best, alone, left_out,
     )  # fmt: skip
 
 
@@ -177,7 +207,9 @@ def _chosen(config: BenchConfig, files: ModelFiles) -> tuple[list[Work], dict[st
     return fits, {w.name: f"{w.length} positions; the context has {context}" for w in named if w.length > context}
 
 
-def _rounds(config: BenchConfig, chosen: Sequence[Work], systems: Sequence[System], meter: Meter) -> Iterator[_Round]:
+def _rounds(
+    config: BenchConfig, chosen: Sequence[Work], systems: Sequence[System], meter: Meter | TorchMeter
+) -> Iterator[_Round]:
     """The round that does not count, without those that warm up every time by themselves, and those that do."""
     began = time.monotonic()
     for number in range(config.rounds + 1):
@@ -198,7 +230,7 @@ def _most(ceiling: Ceiling, work: Work, files: ModelFiles) -> float:
         return ceiling.read_bytes
     held = files.weights.blocks("model.layers.0.mlp.up_proj.weight")
     quantised = held is not None and held.kind not in ("F32", "F16", "BF16")
-    return ceiling.integer_operations if quantised else ceiling.operations
+    return ceiling.integer_operations if quantised and ceiling.integer_operations else ceiling.operations
 
 
 def _result(system: System, rounds: Sequence[_Round], chosen: Sequence[Work], files: ModelFiles) -> SystemResult:

@@ -105,6 +105,9 @@ def through_the_door(ask: Ask, prompts: Sequence[Ids], work: Work) -> float:
 
 
 def fresh_prompts(random: np.random.Generator, vocab: int, work: Work) -> list[Ids]:
+    """A prompt for each sequence; of sequences that are decoded together all begin with the same one."""
+    if work.kind == "decode":
+        return [[int(i) for i in random.integers(0, vocab, work.prompt)]] * work.sequences
     return [[int(i) for i in random.integers(0, vocab, work.prompt)] for _ in range(work.sequences)]
 
 

@@ -107,9 +107,11 @@ class _Api:
         def start(cancel: Cancel) -> Iterator[Delta]:
             with self._models.use(name) as chat:
                 sampling = _own_drawing(chat, asked.sampling) if asked.drawn_by_model else asked.sampling
-                yield from chat.stream(asked.conversation, sampling, cancel=cancel, deadline=deadline)
+                yield from chat.stream(
+                    asked.conversation, sampling, cancel=cancel, deadline=deadline, priority=asked.priority
+                )
 
-        batches = self._bridge.merge([start])
+        batches = self._bridge.merge([start], asked.priority)
         if asked.stream:
             return await self._stream(request, _chat_events(asked, name, batches))
         completion = (await self._whole(request, batches))[0]
@@ -125,11 +127,13 @@ class _Api:
             def run(cancel: Cancel) -> Iterator[Delta]:
                 with self._models.use(name) as chat:
                     complete = _ability(chat, "complete", name)
-                    yield from complete(prompt, asked.sampling, cancel=cancel, deadline=deadline)
+                    yield from complete(
+                        prompt, asked.sampling, cancel=cancel, deadline=deadline, priority=asked.priority
+                    )
 
             return run
 
-        batches = self._bridge.merge([start(prompt) for prompt in asked.prompts])
+        batches = self._bridge.merge([start(prompt) for prompt in asked.prompts], asked.priority)
         if asked.stream:
             return await self._stream(request, _completion_events(asked, name, batches))
         found = await self._whole(request, batches)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from ladderlm.errors import Overloaded
-from ladderlm.types import Cancel, Delta
+from ladderlm.types import AGE, Cancel, Delta
 
 T = TypeVar("T")
 Start = Callable[[Cancel], Iterator[Delta]]
@@ -26,12 +28,15 @@ BUFFER = 64  # Deltas a slow reader may lag behind before its generation waits
 class Bridge:
     """At most `workers` streams run at once, the rest wait their turn; beyond `limit` requests it is Overloaded.
 
+    Of those that wait the highest priority goes first, as in the engine: a step of it is worth AGE seconds.
+
     The threads are daemons, so that a model that is still loading never holds up the end of the process.
     """
 
     def __init__(self, workers: int = 32, limit: int = 256) -> None:
         self._size, self._limit = workers, limit
-        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._jobs: queue.PriorityQueue[tuple[float, int, Callable[[], None]]] = queue.PriorityQueue()
+        self._order = itertools.count()
         self._idle = threading.Semaphore(0)
         self._threads = 0
         self._requests = 0
@@ -73,11 +78,11 @@ class Bridge:
         self._submit(job)
         return await future
 
-    async def stream(self, start: Start) -> AsyncGenerator[list[Delta], None]:
+    async def stream(self, start: Start, priority: int = 0) -> AsyncGenerator[list[Delta], None]:
         """Batches of what the iterator from `start(cancel)` yields; its error is raised here."""
         pipe = _Pipe(asyncio.get_running_loop())
         self._pipes.add(pipe)
-        self._submit(lambda: pipe.pump(start))
+        self._submit(lambda: pipe.pump(start), priority)
         try:
             while batch := await pipe.take():
                 yield batch
@@ -85,13 +90,13 @@ class Bridge:
             self._pipes.discard(pipe)
             pipe.stop()
 
-    async def merge(self, starts: Sequence[Start]) -> AsyncGenerator[tuple[int, list[Delta]], None]:
+    async def merge(self, starts: Sequence[Start], priority: int = 0) -> AsyncGenerator[tuple[int, list[Delta]], None]:
         """The streams side by side; each batch comes with the number of its stream."""
         batches: asyncio.Queue[tuple[int, list[Delta]] | BaseException | None] = asyncio.Queue(BUFFER)
 
         async def forward(number: int, start: Start) -> None:
             try:
-                async with contextlib.aclosing(self.stream(start)) as stream:
+                async with contextlib.aclosing(self.stream(start, priority)) as stream:
                     async for batch in stream:
                         await batches.put((number, batch))
             except Exception as error:
@@ -120,15 +125,15 @@ class Bridge:
         for pipe in tuple(self._pipes):
             pipe.stop()
 
-    def _submit(self, job: Callable[[], None]) -> None:
-        self._jobs.put(job)
+    def _submit(self, job: Callable[[], None], priority: int = 0) -> None:
+        self._jobs.put((time.monotonic() - AGE * priority, next(self._order), job))
         if not self._idle.acquire(blocking=False) and self._threads < self._size:
             self._threads += 1
             threading.Thread(target=self._work, name=f"serve-{self._threads}", daemon=True).start()
 
     def _work(self) -> None:
         while True:
-            self._jobs.get()()
+            self._jobs.get()[2]()
             self._idle.release()
 
 

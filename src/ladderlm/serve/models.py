@@ -17,7 +17,7 @@ from ladderlm.errors import LadderError, NotFound, UsageError, nearest
 from ladderlm.models import open_model
 from ladderlm.models.fetch import CATALOGUE, fetched
 from ladderlm.models.reference import locate, split_adapter
-from ladderlm.types import Cancel, Chat, Conversation, Delta, Sampling
+from ladderlm.types import Cancel, Chat, Conversation, Delta, KVType, Sampling
 
 if TYPE_CHECKING:
     from ladderlm.models.folder import ModelFiles
@@ -55,6 +55,7 @@ class Models:
         keep: int = 3,
         device: str = "auto",
         kv_bytes: int | None = None,
+        kv_dtype: KVType = "auto",
         draft: str | None = None,
         opener: Opener | None = None,
     ) -> None:
@@ -62,7 +63,7 @@ class Models:
         self._refs = {short_name(ref): ref for ref in every}
         self._default = short_name(default) if default else next(iter(self._refs), None)
         self._keep = keep
-        self._opener = opener or partial(_open_chat, device=device, kv_bytes=kv_bytes, draft=draft)
+        self._opener = opener or partial(_open_chat, device=device, kv_bytes=kv_bytes, kv_dtype=kv_dtype, draft=draft)
         self._local = opener is None  # so that adapters can be told
         self._guard = threading.Lock()
         self._slots: dict[str, _Slot] = {}
@@ -243,16 +244,17 @@ class _Encoder:
         *,
         cancel: Cancel | None = None,
         deadline: float | None = None,
+        priority: int = 0,
     ) -> Iterator[Delta]:
         check(self._files)
         return iter(())
 
 
-def _open_chat(ref: str, *, device: str, kv_bytes: int | None, draft: str | None) -> Chat:
+def _open_chat(ref: str, *, device: str, kv_bytes: int | None, kv_dtype: KVType, draft: str | None) -> Chat:
     from ladderlm.talk import open_chat
 
     try:
-        return open_chat(ref, device=device, kv_bytes=kv_bytes, draft=draft)
+        return open_chat(ref, device=device, kv_bytes=kv_bytes, kv_dtype=kv_dtype, draft=draft)
     except UsageError:
         if "://" in ref or (files := open_model(ref)).arch.kind != "encoder":
             raise

@@ -16,7 +16,8 @@ from ladderlm.models.fetch import DEFAULT_MODEL
 from ladderlm.serve.bridge import Bridge
 from ladderlm.serve.door import is_loopback
 from ladderlm.serve.models import Models, short_name
-from ladderlm.talk.device import DEVICE, DRAFT, KV_CACHE_MB
+from ladderlm.talk.device import DEVICE, DRAFT, KV_CACHE_DTYPE, KV_CACHE_MB
+from ladderlm.types import KVType
 
 KEY_VARIABLE = "LADDERLM_API_KEY"
 
@@ -32,6 +33,7 @@ class ServeConfig:
     keep: int = option(3, "models kept in memory at once")
     device: str = option("auto", DEVICE)
     kv_cache_mb: int | None = option(None, KV_CACHE_MB + ", of each model")
+    kv_cache_dtype: KVType = option("auto", KV_CACHE_DTYPE)
     draft: str | None = option(None, DRAFT)
     timeout: float = option(600.0, "seconds after which an answer is broken off")
     json: bool = option(False, "print the address as JSON")
@@ -55,7 +57,8 @@ def run(config: ServeConfig) -> None:
     refs = config.models or (config.default or DEFAULT_MODEL,)
     models = Models(
         refs, default=config.default or None, keep=config.keep, device=config.device,
-        kv_bytes=None if config.kv_cache_mb is None else config.kv_cache_mb << 20, draft=config.draft,
+        kv_bytes=None if config.kv_cache_mb is None else config.kv_cache_mb << 20,
+        kv_dtype=config.kv_cache_dtype, draft=config.draft,
     )  # fmt: skip
     bridge = Bridge()
     with contextlib.closing(_bind(config.host, config.port)) as listening:

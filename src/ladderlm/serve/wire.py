@@ -40,6 +40,7 @@ MAX_COMPLETION_LOGPROBS = 100
 MAX_STOPS = 16
 MAX_BREAKERS = 64
 MAX_PROMPTS = 512
+MAX_PRIORITY = 1_000_000  # either way: months ahead of, or behind, those without
 MAX_DOCUMENTS = 2048
 
 
@@ -50,6 +51,7 @@ class ChatRequest:
     sampling: Sampling
     stream: bool
     include_usage: bool
+    priority: int
     drawn_by_model: bool  # nothing said about how to draw: the model's own settings hold
 
 
@@ -61,6 +63,7 @@ class CompletionRequest:
     echo: bool
     stream: bool
     include_usage: bool
+    priority: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ def chat_request(body: Body) -> ChatRequest:
         sampling(body, max_tokens=limit, logprobs=logprobs, response_format=_response_format(body)),
         _flag(body, "stream"),
         _include_usage(body),
+        _priority(body),
         all(body.get(name) is None for name in DRAWING),
     )
 
@@ -133,7 +137,8 @@ def completion_request(body: Body) -> CompletionRequest:
     asked = prompts(body.get("prompt"))
     if len(asked) * drawn.n > MAX_PROMPTS:
         raise UsageError(f"at most {MAX_PROMPTS} answers in one request", where="prompt", cure="send several requests")
-    return CompletionRequest(_text(body, "model"), asked, drawn, echo, stream, _include_usage(body))
+    name, usage, priority = _text(body, "model"), _include_usage(body), _priority(body)
+    return CompletionRequest(name, asked, drawn, echo, stream, usage, priority)
 
 
 def embedding_request(body: Body) -> EmbeddingRequest:
@@ -264,6 +269,11 @@ def _include_usage(body: Body) -> bool:
     if not isinstance(options, dict):
         raise UsageError(f"must be an object, not {_kind(options)}", where="stream_options")
     return _flag(options, "include_usage", "stream_options.")
+
+
+def _priority(body: Body) -> int:
+    """Ours, of which the highest goes first. On the wire, as vLLM has it, the lowest does."""
+    return -(_integer(body, "priority", -MAX_PRIORITY, MAX_PRIORITY) or 0)
 
 
 def _stop(value: Any) -> tuple[str, ...]:

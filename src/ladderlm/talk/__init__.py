@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from ladderlm.types import Cancel, Candidate, Conversation, Delta, Sampling
+from ladderlm.types import Cancel, Candidate, Conversation, Delta, KVType, Sampling
 
 if TYPE_CHECKING:
     from ladderlm.engine.engine import Engine
@@ -33,6 +33,7 @@ class Talker(Protocol):
         *,
         cancel: Cancel | None = None,
         deadline: float | None = None,
+        priority: int = 0,
     ) -> Iterator[Delta]: ...
 
     def complete(
@@ -42,6 +43,7 @@ class Talker(Protocol):
         *,
         cancel: Cancel | None = None,
         deadline: float | None = None,
+        priority: int = 0,
     ) -> Iterator[Delta]:
         """Goes on with raw text (or ids), no template around it."""
         ...
@@ -68,14 +70,15 @@ def open_chat(
     max_cost: float | None = None,
     device: str = "auto",
     kv_bytes: int | None = None,
+    kv_dtype: KVType = "auto",
     draft: str | None = None,
 ) -> Talker:
     """The Chat that `ref` names: "echo", "http(s)://host[:port][/v1]#model", or any local model reference.
 
     Of base+adapter the adapter is applied as the base runs: the base's weights stay as small as they are.
     `key_env` names the environment variable with a remote's key, `max_cost` is the most a remote may cost in all,
-    `device` where a local model runs (see talk.device), `kv_bytes` its memory for keys and values, and `draft` a
-    smaller local model with the same tokenizer that guesses what it writes.
+    `device` where a local model runs (see talk.device), `kv_bytes` its memory for keys and values, `kv_dtype` how they
+    are kept, and `draft` a smaller local model with the same tokenizer that guesses what it writes.
     A remote needs the core dependencies alone.
     """
     if ref == "echo":
@@ -93,7 +96,7 @@ def open_chat(
     from ladderlm.talk.local import LocalChat
 
     def run(files: ModelFiles) -> Engine:
-        return load(files, device, kv_bytes=kv_bytes, draft=open_model(draft) if draft else None)
+        return load(files, device, kv_bytes=kv_bytes, kv_dtype=kv_dtype, draft=open_model(draft) if draft else None)
 
     split = split_adapter(ref)
     files = open_model(split[0] if split else ref)

@@ -32,6 +32,7 @@ class EchoChat:
         *,
         cancel: Cancel | None = None,
         deadline: float | None = None,
+        priority: int = 0,
     ) -> Iterator[Delta]:
         said = next((m.text for m in reversed(conversation.messages) if m.role == "user"), "")
         read = sum(len(_words(m.text)) for m in conversation.messages)
@@ -44,6 +45,7 @@ class EchoChat:
         *,
         cancel: Cancel | None = None,
         deadline: float | None = None,
+        priority: int = 0,
     ) -> Iterator[Delta]:
         """Says the prompt back. Raises UsageError for token ids: it has no vocabulary."""
         if not isinstance(prompt, str):

@@ -83,11 +83,12 @@ class LocalChat:
         *,
         cancel: Cancel | None = None,
         deadline: float | None = None,
+        priority: int = 0,
     ) -> Iterator[Delta]:
         """The answer to a conversation; a last assistant message is continued."""
         last = conversation.messages[-1:]
         continued = bool(last) and last[0].role == "assistant"
-        return self._speak(self._ids(conversation), sampling, cancel, deadline, begins=not continued)
+        return self._speak(self._ids(conversation), sampling, cancel, deadline, priority, begins=not continued)
 
     def complete(
         self,
@@ -96,10 +97,11 @@ class LocalChat:
         *,
         cancel: Cancel | None = None,
         deadline: float | None = None,
+        priority: int = 0,
     ) -> Iterator[Delta]:
         """Raw continuation of text (after the document-start token) or of ids as they are."""
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt)
-        return self._speak(ids, sampling, cancel, deadline)
+        return self._speak(ids, sampling, cancel, deadline, priority)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         start = self.tokenizer.document_start_id
@@ -111,6 +113,7 @@ class LocalChat:
         sampling: Sampling,
         cancel: Cancel | None,
         deadline: float | None,
+        priority: int,
         *,
         begins: bool = False,
     ) -> Iterator[Delta]:
@@ -123,7 +126,8 @@ class LocalChat:
         choices = [Detokeniser(self.tokenizer, sampling.stop, begins=begins) for _ in range(sampling.n)]
         tokens, running, usage = 0, set(range(sampling.n)), None
         stream = cast(
-            "Generator[Delta]", self.engine.generate(ids, inner, cancel=cancel, deadline=deadline, adapter=self.adapter)
+            "Generator[Delta]",
+            self.engine.generate(ids, inner, cancel=cancel, deadline=deadline, priority=priority, adapter=self.adapter),
         )
         with contextlib.closing(stream):
             for delta in stream:

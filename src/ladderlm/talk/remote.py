@@ -54,13 +54,17 @@ class RemoteChat:
         *,
         cancel: Cancel | None = None,
         deadline: float | None = None,
+        priority: int = 0,
     ) -> Iterator[Delta]:
-        """The answer, as the server sends it. The usage (with its cost, where the price is known) comes last."""
+        """The answer, as the server sends it. The usage (with its cost, where the price is known) comes last.
+
+        A `priority` goes out as vLLM's field of that name, where the lowest number comes first.
+        """
         size = sum(_TURN + len(m.text.encode()) for m in conversation.messages)
         size += sum(len(str(t.to_dict()).encode()) for t in conversation.tools)
 
         def body(paid: Sampling) -> dict[str, Any]:
-            return chat_body(self.name, conversation, paid, self._limit)
+            return chat_body(self.name, conversation, paid, self._limit, priority)
 
         return self._deltas("/chat/completions", body, size, sampling, cancel, deadline)
 
@@ -71,6 +75,7 @@ class RemoteChat:
         *,
         cancel: Cancel | None = None,
         deadline: float | None = None,
+        priority: int = 0,
     ) -> Iterator[Delta]:
         """Raw continuation of text (or of the server's own token ids) through the older completions route."""
         if sampling.max_tokens is None:
@@ -78,7 +83,7 @@ class RemoteChat:
         size = len(prompt.encode() if isinstance(prompt, str) else prompt) + _TURN
 
         def body(paid: Sampling) -> dict[str, Any]:
-            return completion_body(self.name, prompt, paid)
+            return completion_body(self.name, prompt, paid, priority)
 
         stream = self._deltas("/completions", body, size, sampling, cancel, deadline)
         return stream if sampling.prompt_logprobs is None else _echoed(stream, prompt)

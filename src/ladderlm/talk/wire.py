@@ -73,14 +73,16 @@ def sampling_body(sampling: Sampling, limit_name: str) -> dict[str, Any]:
     return body
 
 
-def chat_body(model: str, conversation: Conversation, sampling: Sampling, limit_name: str) -> dict[str, Any]:
+def chat_body(
+    model: str, conversation: Conversation, sampling: Sampling, limit_name: str, priority: int = 0
+) -> dict[str, Any]:
     """/v1/chat/completions, streamed. Raises UsageError for what that route cannot do."""
     if sampling.best_of not in (None, sampling.n):
         raise UsageError("a remote chat knows no best_of", where="best_of", cure="leave it out")
     if sampling.prompt_logprobs is not None:
         raise UsageError("a remote chat gives no log-probabilities of the prompt", where="prompt_logprobs")
     body: dict[str, Any] = {"model": model, "messages": [w for m in conversation.messages for w in _messages(m)]}
-    body |= sampling_body(sampling, limit_name)
+    body |= sampling_body(sampling, limit_name) | _priority(priority)
     if sampling.logprobs is not None:
         body["logprobs"] = True
         body["top_logprobs"] = sampling.logprobs
@@ -95,10 +97,10 @@ def chat_body(model: str, conversation: Conversation, sampling: Sampling, limit_
     return body | {"stream": True, "stream_options": {"include_usage": True}}
 
 
-def completion_body(model: str, prompt: str | Sequence[int], sampling: Sampling) -> dict[str, Any]:
+def completion_body(model: str, prompt: str | Sequence[int], sampling: Sampling, priority: int = 0) -> dict[str, Any]:
     """/v1/completions, streamed unless a whole answer is needed (best_of, echoed prompt)."""
     body: dict[str, Any] = {"model": model, "prompt": prompt if isinstance(prompt, str) else list(prompt)}
-    body |= sampling_body(sampling, "max_tokens")
+    body |= sampling_body(sampling, "max_tokens") | _priority(priority)
     wanted = [k for k in (sampling.logprobs, sampling.prompt_logprobs) if k is not None]
     if wanted:
         body["logprobs"] = max(wanted)
@@ -109,6 +111,11 @@ def completion_body(model: str, prompt: str | Sequence[int], sampling: Sampling)
     if sampling.prompt_logprobs is None and sampling.best_of in (None, sampling.n):
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return body
+
+
+def _priority(priority: int) -> dict[str, Any]:
+    """vLLM's field: its lowest number comes first."""
+    return {"priority": -priority} if priority else {}
 
 
 def _messages(message: Message) -> list[dict[str, Any]]:
