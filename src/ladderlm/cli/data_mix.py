@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ladderlm import events
 from ladderlm.cli import show
 from ladderlm.cli.args import parse
 from ladderlm.cli.data_look import describe
 from ladderlm.config import option
 from ladderlm.data.licences import licence_stage, terms
-from ladderlm.data.records import read_records, split, write_records
+from ladderlm.data.records import write_records
+from ladderlm.data.split import run_split
 from ladderlm.data.stages import run_stage, stream
 from ladderlm.data.stats import stats
 from ladderlm.errors import UsageError
@@ -36,13 +38,17 @@ class SplitConfig:
 
 def split_(argv: list[str]) -> int:
     config = parse("data split", SplitConfig, argv, description="Split a dataset in two, the same way every time.")
+    file, bad = Path(config.file), Counter[str]()
+    heard = (lambda name, line, rule, _: bad.update([rule])) if config.skip_bad else None
+    folder = Path(config.out) if config.out else file.parent
+    name = file.name.removesuffix(".gz").removesuffix(".zst").removesuffix(".xz").rsplit(".", 1)[0]
+    sides = [folder / f"{name}.{side}.jsonl" for side in ("train", "test")]
     with show.progress():
-        records = read_records(config.file, skip_bad=config.skip_bad)
-        train, test = split(records, config.fraction, config.seed, config.by or None)  # type: ignore[arg-type]
-        file = Path(config.file)
-        name = file.name.removesuffix(".gz").rsplit(".", 1)[0]
-        folder = Path(config.out) if config.out else file.parent
-        return write_splits({"train": train, "test": test}, folder / f"{name}.jsonl", config.json)
+        run_split(file, *sides, fraction=config.fraction, seed=config.seed, by=config.by or None, bad=heard)  # type: ignore[arg-type]
+        if bad:
+            events.emit("split", f"left out {bad.total()} unreadable lines")
+        describe({str(side): stats(stream(side)) for side in sides}, config.json)
+    return 0
 
 
 def write_splits(splits: Mapping[str, Sequence[Record]], out: Path, as_json: bool) -> int:

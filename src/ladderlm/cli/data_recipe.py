@@ -1,4 +1,4 @@
-"""`ladderlm data recipe NAME`: collect, clean, dedup and mix in one go, each step's file and report kept beside."""
+"""`ladderlm data recipe NAME`: from the sources to a corpus, or to a model, in one go; each step's file is kept."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Any
 
 from ladderlm.cli import show
 from ladderlm.cli.args import parse
-from ladderlm.cli.data_prep import CleanConfig, DedupConfig, run_clean, run_dedup
 from ladderlm.config import option
-from ladderlm.data.collect import run_collect
 from ladderlm.data.mix import Part, byte_size, mix_stage
+from ladderlm.data.recipes import BOOKS, refine
 from ladderlm.data.stages import StageReport, run_stage
 from ladderlm.errors import UsageError
+from ladderlm.train.settings import DomainConfig
+
+_DOMAIN = "The recipe domain has options of its own: ladderlm data recipe domain --help."
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeConfig:
-    name: str = option(help="book-wiki-python", choices=("book-wiki-python",))
+    name: str = option(help="book-wiki-python, or domain", choices=("book-wiki-python",))
     books: tuple[str, ...] = option((), "books: a folder, file or web address, as data collect takes it (repeatable)")
     wiki: tuple[str, ...] = option((), "an encyclopedia: the path or address of a Wikipedia dump (repeatable)")
     python: tuple[str, ...] = option(("python:sources",), "Python sources: a folder, or those of this machine")
@@ -44,21 +46,16 @@ def run_recipe(config: RecipeConfig) -> StageReport:
     if not (config.books or config.wiki):
         raise UsageError("no books and no encyclopedia", where=config.name, cure="--books FOLDER --wiki DUMP.xml.bz2")
     folder = Path(f"{config.out}.parts")
-    # a book has more words than a web page may; sources are mended only
     steps: tuple[tuple[str, tuple[str, ...], float, dict[str, Any]], ...] = (
-        ("books", config.books, shares[0], {"set": ("gopher-words-most=5000000",)}),
+        ("books", config.books, shares[0], {"values": BOOKS}),
         ("wiki", config.wiki, shares[1], {}),
-        ("python", config.python, shares[2], {"rules": "none"}),
+        ("python", config.python, shares[2], {"rules": ["none"]}),  # sources are mended only
     )
     parts = []
     for name, sources, share, rules in steps:
-        if not sources or not share:
-            continue
-        raw, clean, once = (str(folder / f"{name}.{step}.jsonl") for step in ("collected", "clean", "once"))
-        run_collect(sources, raw)
-        run_clean(CleanConfig(inputs=(raw,), out=clean, **rules))
-        run_dedup(DedupConfig(inputs=(clean,), out=once))
-        parts.append(Part.parse(f"{once}={share:g}" if config.weights else once))
+        if sources and share:
+            once = refine(name, sources, folder, **rules)
+            parts.append(Part.parse(f"{once}={share:g}" if config.weights else str(once)))
     details: dict[str, Any] = {"unit": "bytes"}
     size: Callable[..., int] = byte_size
     stage = mix_stage(parts, budget=int(config.budget), size=size, temperature=1.0, most_epochs=4.0, seed=config.seed,
@@ -68,8 +65,18 @@ def run_recipe(config: RecipeConfig) -> StageReport:
 
 
 def recipe_(argv: list[str]) -> int:
-    config = parse("data recipe", RecipeConfig, argv, description="Make a corpus by a recipe.")
+    if argv[:1] == ["domain"]:
+        return _domain(argv[1:])
+    config = parse("data recipe", RecipeConfig, argv, description="Make a corpus by a recipe. " + _DOMAIN)
     with show.progress():
         report = run_recipe(config)
     show.stage(report, config.out, config.json)
     return 0
+
+
+def _domain(argv: list[str]) -> int:
+    from ladderlm.cli.train import train
+
+    told = "Go on from a model with texts of one's own field; tells what it gained and forgot."
+    config = parse("data recipe domain", DomainConfig, argv, section="domain", description=told)
+    return train("domain", config)

@@ -14,18 +14,19 @@ from ladderlm.train.settings import AlignConfig, FinetuneConfig, PretrainConfig
 
 
 def pretrain(argv: list[str]) -> int:
-    return _train("pretrain", parse("pretrain", PretrainConfig, argv, description="Pretrains a model."))
+    return train("pretrain", parse("pretrain", PretrainConfig, argv, description="Pretrains a model."))
 
 
 def finetune(argv: list[str]) -> int:
-    return _train("finetune", parse("finetune", FinetuneConfig, argv, description="Tunes a model on records."))
+    return train("finetune", parse("finetune", FinetuneConfig, argv, description="Tunes a model on records."))
 
 
 def align(argv: list[str]) -> int:
-    return _train("align", parse("align", AlignConfig, argv, description="Aligns a model with preferences, by DPO."))
+    return train("align", parse("align", AlignConfig, argv, description="Aligns a model with preferences, by DPO."))
 
 
-def _train(verb: str, config: Any) -> int:
+def train(verb: str, config: Any) -> int:
+    """Runs ladderlm.train.VERB and prints its result; of the processes that torchrun started, one speaks."""
     # Waiting threads sleep: spinning ones starve whatever else runs on the machine, and themselves. Read at import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -33,7 +34,7 @@ def _train(verb: str, config: Any) -> int:
     except ImportError:
         raise MissingExtra("torch", "train") from None
     run = importlib.import_module(f"ladderlm.train.{verb}").run
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one speaks
+    first = os.environ.get("RANK", "0") == "0"
     with show.progress() if first else contextlib.nullcontext():
         result = run(config)
     if not first:

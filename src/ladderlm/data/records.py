@@ -8,6 +8,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,33 +139,72 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
     return count
 
 
-def split(
-    records: Sequence[Record], fraction: float, seed: int = 0, by: Literal["source", "id"] | None = None
-) -> tuple[list[Record], list[Record]]:
-    """(train, held out): about `fraction` is held out, chosen by a hash, so that a record never changes sides.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which records are held out: those whose `by` (source or id) hashes below `fraction`, save that the side of the
+    group `turned` is the other one."""
+
+    by: Literal["source", "id"]
+    fraction: float
+    seed: int = 0
+    turned: str | None = None
+
+    def held(self, record: Record) -> bool:
+        key: str = getattr(record, self.by)
+        return (place(key, self.seed) < self.fraction) != (key == self.turned)
+
+
+class _Ends:
+    """The first and the last group in the order of the hashes: of any number of groups, two are remembered."""
+
+    def __init__(self) -> None:
+        self.first, self.last = (1.0, ""), (-1.0, "")
+        self.seen: str | None = None
+
+    def add(self, key: str, seed: int) -> None:
+        if key != self.seen:  # records of one source come together
+            self.seen, here = key, (place(key, seed), key)
+            self.first, self.last = min(self.first, here), max(self.last, here)
+
+
+def plan_split(
+    records: Iterable[Record], fraction: float, seed: int = 0, by: Literal["source", "id"] | None = None
+) -> Plan:
+    """How to hold out about `fraction`, decided in one pass that remembers a handful of names.
 
     `by="source"` keeps everything of one source on one side; `by="id"` decides record by record; None means by
     source when there are at least ten. Raises UsageError when there is nothing to hold out.
     """
     if not 0 < fraction < 1:
         raise UsageError("fraction must lie in (0, 1)", where=f"fraction={fraction}")
-    if by is None:
-        by = "source" if len({r.source for r in records}) >= MANY_SOURCES else "id"
-    places = {key: _place(key, seed) for key in {getattr(r, by) for r in records}}
-    if len(places) < 2:
+    ends, sources, count = {"source": _Ends(), "id": _Ends()}, set[str](), 0
+    for record in records:
+        count += 1
+        for name, seen in ends.items():
+            seen.add(getattr(record, name), seed)
+        if len(sources) < MANY_SOURCES:
+            sources.add(record.source)
+    by = by or ("source" if len(sources) >= MANY_SOURCES else "id")
+    first, last = ends[by].first, ends[by].last
+    if first[1] == last[1]:
         cure = "split by id" if by == "source" else "at least two different records are needed"
-        raise UsageError(f"cannot hold out a part of {len(places)} {by}(s)", where=f"{len(records)} records", cure=cure)
-    held = {key for key, place in places.items() if place < fraction}
+        raise UsageError(f"cannot hold out a part of {min(count, 1)} {by}(s)", where=f"{count} records", cure=cure)
     # a split of few groups can come out one-sided: the nearest group then changes sides
-    held = held or {min(places, key=lambda k: places[k])}
-    if len(held) == len(places):
-        held.discard(max(places, key=lambda k: places[k]))
+    turned = first[1] if first[0] >= fraction else last[1] if last[0] < fraction else None
+    return Plan(by, fraction, seed, turned)
+
+
+def split(
+    records: Sequence[Record], fraction: float, seed: int = 0, by: Literal["source", "id"] | None = None
+) -> tuple[list[Record], list[Record]]:
+    """(train, held out), as `plan_split` decides: by hashes, so that a record never changes sides."""
+    plan = plan_split(records, fraction, seed, by)
     sides: tuple[list[Record], list[Record]] = ([], [])
     for record in records:
-        sides[getattr(record, by) in held].append(record)
+        sides[plan.held(record)].append(record)
     return sides
 
 
-def _place(key: str, seed: int) -> float:
+def place(key: str, seed: int) -> float:
     """A number in [0, 1) that depends on `key` and `seed` only."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big") / 2**64

@@ -16,6 +16,7 @@ from ladderlm.data.collect import collect
 from ladderlm.data.records import make_record, split
 from ladderlm.data.shards import is_shards
 from ladderlm.errors import UsageError
+from ladderlm.evals.report import Report
 from ladderlm.models.card import joint_licence
 from ladderlm.models.folder import ModelFiles, save_model
 from ladderlm.models.reference import open_model
@@ -23,6 +24,8 @@ from ladderlm.nn.loss import Batch
 from ladderlm.nn.stack import recompute
 from ladderlm.text.template import CHATML, ChatTemplate
 from ladderlm.text.tokenizer import SpecialTokens, Tokenizer
+from ladderlm.train import before_after
+from ladderlm.train.before_after import BeforeAfter
 from ladderlm.train.causal import Causal, FillMiddle, length_at, shorten
 from ladderlm.train.corpus import Tokens, from_shards, tokenise
 from ladderlm.train.derive import derived, peak_flops, token_flops
@@ -56,6 +59,8 @@ def run(config: PretrainConfig) -> Result:
         raise UsageError("bf16 is slower than fp32 on a processor", cure="leave out --precision")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("there is no GPU", where="device=cuda", cure="leave out --device")
+    if config.general and not (config.model or config.resume):
+        raise UsageError("what a model forgets is told of one that there was", where="general", cure="--from MODEL")
     if not config.resume:
         derived(config).loop()  # complains before any work is done
     with joined(config.parallel, config.device) as world:
@@ -75,6 +80,7 @@ def _run(config: PretrainConfig, world: World) -> Result:
     objective: Objective = kind(config, tokenizer)
     arch = files.arch if files else kind.architecture(config, tokenizer)
     model = objective.load(files) if files else objective.build(arch)
+    before = _before(model, objective, held, config) if files and world.main else None
     if world.main:
         documents = len(tokens.starts)
         message = f"{arch.parameters / 1e6:.2f} M parameters, {len(tokens.ids_N):,} tokens in {documents:,} documents"
@@ -83,7 +89,9 @@ def _run(config: PretrainConfig, world: World) -> Result:
     fitted = _fit(model := _prepared(model, config, world), objective, tokens, held, config, run_, world)
     check_finished(run_, fitted, "pretrain")
     whole = world.unsharded(model, lambda: objective.build(arch))
-    said = "" if not world.main else _conclude(whole, objective, data, held, tokens, files, config, run_, fitted)
+    said = ""
+    if world.main:
+        said = _conclude(whole, objective, data, held, tokens, files, config, run_, fitted, before)
     return Result.from_dict(json.loads(world.told_text(said)))
 
 
@@ -140,15 +148,33 @@ def _fit(
 
 
 def _conclude(
-    model: nn.Module, objective: Objective, data: list[dict[str, Any]], held: Sequence[Record], tokens: Tokens,
-    files: ModelFiles | None, config: PretrainConfig, run_: Run, fitted: Fit,
+    model: Any, objective: Objective, data: list[dict[str, Any]], held: Sequence[Record], tokens: Tokens,
+    files: ModelFiles | None, config: PretrainConfig, run_: Run, fitted: Fit, before: BeforeAfter | None,
 ) -> str:  # fmt: skip
     """Measures, writes the folder and the report; the result as JSON."""
-    scores, said = objective.measure(model, held, tokens)
+    scores, summary = objective.measure(model, held, tokens)
+    found = before.compare(model, config.seed) if before else {}
+    if found:
+        scores["change"] = {name.replace(" ", "_"): helped.to_dict() for name, helped in found.items()}
+        summary = f"{before_after.said(found)} Now {summary}"
     path = destination(config.out)
     save(path, config, model, objective.tokenizer, files, data, run_, scores)
-    result = conclude(run_, f"Pretraining of {path.name}", said, path, fitted, scores)
-    return json.dumps(result.to_dict())
+
+    def fill(report: Report) -> None:
+        if found:
+            before_after.changes(report, found)
+        before_after.stages(report, data)
+
+    return json.dumps(conclude(run_, f"Pretraining of {path.name}", summary, path, fitted, scores, fill).to_dict())
+
+
+def _before(model: Any, objective: Objective, held: Sequence[Record], config: PretrainConfig) -> BeforeAfter | None:
+    """How good the model to go on from is, where that is told in bits per byte; None where not."""
+    if not isinstance(objective, Causal):
+        return None
+    general = _some(collect(config.general)) if config.general else []
+    sets = {before_after.NEW: held, before_after.GENERAL: general}
+    return BeforeAfter(model, objective.tokenizer, objective.start, sets)
 
 
 def load(

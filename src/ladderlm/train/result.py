@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -92,13 +92,21 @@ def check_finished(run: Run, fit: Fit, verb: str) -> None:
         )  # fmt: skip
 
 
-def conclude(run: Run, title: str, summary: str, path: Path, fit: Fit, scores: Mapping[str, Any]) -> Result:
-    """Writes result.json and the one-page report, and drops the checkpoints: the result has been saved."""
+def conclude(
+    run: Run, title: str, summary: str, path: Path, fit: Fit, scores: Mapping[str, Any],
+    fill: Callable[[Report], None] | None = None,
+) -> Result:  # fmt: skip
+    """Writes result.json and the one-page report, and drops the checkpoints: the result has been saved.
+
+    `fill` adds sections of its own to the report, after the scores.
+    """
     result = Result(str(path.resolve()), run.id, fit.steps, fit.tokens, fit.seconds, fit.loss, dict(scores))
     store.write_json(run.path / "result.json", {"format": 1, **result.to_dict()})
     report = Report(title, summary)
     flat = [(name.replace("_", " "), value) for name, value in scores.items() if not isinstance(value, Mapping)]
     report.section("Scores").table(("what", "value"), flat)
+    if fill:
+        fill(report)
     rows = store.read_jsonl(run.metrics)
     curves = {"training": [(r["step"], r["loss"]) for r in rows]}
     held = [(r["step"], r["held_out_loss"]) for r in rows if "held_out_loss" in r]

@@ -77,6 +77,7 @@ class PretrainConfig(Value):
         "", "go on from this model, with its tokenizer and shape, not from random weights", short="--from"
     )
     held_out: str = option("", "text to measure on; else a twentieth of the data is kept apart")
+    general: str = option("", "with --from: unseen text of other kinds, to tell what the model forgets")
     objective: str = option("", "what to learn; default: next tokens, or what --from's kind of model does",
                             choices=("", *OBJECTIVES))  # fmt: skip
     tokenizer: str = option("", "a tokenizer.json; else one is trained on the data")
@@ -155,6 +156,31 @@ class PretrainConfig(Value):
         passes = math.ceil(self.accumulate / processes) * processes
         windows = max(passes, round(self.batch_tokens / self.seq_len))
         return dataclasses.replace(self, micro_tokens=self.seq_len * math.ceil(windows / passes))
+
+
+@dataclass(frozen=True, slots=True)
+class DomainConfig(Value):
+    """One's own field: which texts, which model, and how much general text is read again beside them."""
+
+    files: tuple[str, ...] = option(help="texts of the field: files, folders, addresses, as data collect takes them")
+    general: tuple[str, ...] = option(("python:docs",), "general text: some is learnt again, some only measured")
+    model: str = option(DEFAULT_MODEL, "the model to go on from", short="--from")
+    out: str = option("domain", "name or path of the model folder; the steps' files lie in OUT.parts", short="-o")
+    replay: float = option(0.25, "share of general text in what is learnt; 0: none, and more is forgotten")
+    share: float = option(0.05, "share of each kind of text that is kept apart, to measure on")
+    held_kb: int = option(64, "most kilobytes of it that are measured, of each kind")
+    rules: str = option("gopher", "rules that clean, as data clean takes them; none")
+    without: tuple[str, ...] = option((), "a family or rule to switch off; may be repeated")
+    epochs: float = option(2.0, "times the texts are seen, unless minutes are given")
+    minutes: float = option(0.0, "time budget of the training")
+    lr: float = option(0.0, "learning rate; 0: 1e-4")
+    seq_len: int = option(256, "tokens in a window")
+    batch_tokens: int = option(2048, "tokens in an optimiser step")
+    seed: int = option(0, "seed of what is held out, and of the order")
+    threads: int = option(0, "processor threads; 0: all")
+    licence: str = option("unknown", "licence of the texts where they do not say so themselves")
+    replace: bool = option(False, "replace the model folder if it exists")
+    json: bool = option(False, "print the result as JSON")
 
 
 @dataclass(frozen=True, slots=True)
