@@ -42,6 +42,22 @@ def test_a_minute_of_pii(shared_data: Path, tmp_path: Path) -> None:
     assert json.loads(out.read_text())["shared"]["ours"]["phone"]["f1"] > 0.9
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["domain", "languages"])
+def test_a_minute_of_training(name: str, shared_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", name, "--minute", "--out", str(out)],
+        cwd=ROOT, capture_output=True, text=True, check=False, env=dict(os.environ),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    if name == "domain":
+        assert found["with_replay"]["held_out"]["difference"]["high"] < 0
+    else:
+        assert found["right"]["share"] > 0.8
+
+
 def test_the_docs_name_every_proof_and_no_other() -> None:
     sys.path.insert(0, str(ROOT))
     from bench.__main__ import BENCHES
