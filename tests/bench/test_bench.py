@@ -58,6 +58,18 @@ def test_a_minute_of_training(name: str, shared_data: Path, tmp_path: Path) -> N
         assert found["right"]["share"] > 0.8
 
 
+@pytest.mark.slow
+def test_a_minute_of_finetune(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "finetune", "--minute", "--out", str(out)],
+        cwd=ROOT, capture_output=True, text=True, check=False, env=dict(os.environ),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert found["qlora"]["peak_bytes"] < found["lora"]["peak_bytes"]
+
+
 def test_the_docs_name_every_proof_and_no_other() -> None:
     sys.path.insert(0, str(ROOT))
     from bench.__main__ import BENCHES

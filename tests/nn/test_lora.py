@@ -9,8 +9,9 @@ from test_decoder import random_decoder
 from ladderlm.errors import UsageError
 from ladderlm.models import families
 from ladderlm.models.adapter import LoraConfig
-from ladderlm.nn.lora import add_lora, lora_tensors, without_lora
+from ladderlm.nn.lora import adapter_tensors, add_lora
 from ladderlm.nn.loss import make_batch, mean_nats
+from ladderlm.nn.tuned import without_adapter
 
 CONFIG = LoraConfig(rank=4, alpha=8, targets=("q_proj", "v_proj", "down_proj"))
 
@@ -26,7 +27,7 @@ def test_forward_and_names_equal_those_of_peft() -> None:
     for name, parameter in decoder.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, 0, 0.1)
-    tensors = {k: torch.from_numpy(v) for k, v in lora_tensors(decoder).items()}
+    tensors = {k: torch.from_numpy(v) for k, v in adapter_tensors(decoder).items()}
     loaded = peft.set_peft_model_state_dict(theirs, tensors)
     assert not loaded.unexpected_keys
     assert tensors.keys() == peft.get_peft_model_state_dict(theirs).keys()
@@ -53,7 +54,7 @@ def test_a_fresh_adapter_changes_nothing_and_can_be_switched_off() -> None:
         assert torch.equal(decoder(ids_T, (12,)), before_TD)
         torch.nn.init.normal_(decoder.model.layers[0].self_attn.q_proj.lora_B.weight)
         assert not torch.allclose(decoder(ids_T, (12,)), before_TD, atol=1e-3)
-        with without_lora(decoder):
+        with without_adapter(decoder):
             assert torch.equal(decoder(ids_T, (12,)), before_TD)
 
 

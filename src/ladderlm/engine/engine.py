@@ -177,8 +177,10 @@ class Engine:
     def add_adapter(self, name: str, adapter: Adapter) -> None:
         """From now on requests may name it; in the place of an earlier one of that name, which those under way keep.
 
-        Raises FormatError where it does not fit the model.
+        Raises FormatError where it does not fit the model, UsageError for one that can only be merged into it.
         """
+        if not adapter.apart:
+            raise UsageError("this adapter changes whole matrices", where=str(adapter.path), cure="open base+adapter")
         with self._adapting:
             loaded = self._backend.adapt(adapter)
             old = self._adapters.get(name)

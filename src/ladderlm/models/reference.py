@@ -10,6 +10,8 @@ from pathlib import Path
 from ladderlm import store
 from ladderlm.errors import FormatError, NotFound, UsageError, nearest
 from ladderlm.models.adapter import Adapter, MergedWeights, base_of, load_adapter
+from ladderlm.models.adapter_config import applied_apart
+from ladderlm.models.bounded import read_json
 from ladderlm.models.fetch import CATALOGUE, fetched, name_of, pull
 from ladderlm.models.folder import ModelFiles, is_model_folder, load_folder, load_gguf
 
@@ -69,6 +71,12 @@ def split_adapter(ref: str) -> tuple[str, Path] | None:
     if not (base := base_of(path)):
         raise FormatError("the adapter does not name its base", where=str(path), cure="use base+adapter")
     return base, path
+
+
+def split_apart(ref: str) -> tuple[str, Path] | None:
+    """As `split_adapter`; None also for an adapter that is only ever merged into a copy of its base."""
+    split = split_adapter(ref)
+    return None if split is None or not applied_apart(read_json(split[1] / "adapter_config.json")) else split
 
 
 def locate(ref: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Torch modules: decoder, encoder, encoder-decoder, low-rank adapters, and the losses that training shares."""
+"""Torch modules: decoder, encoder, encoder-decoder, what is trained beside them, and the losses of training."""
 
 from __future__ import annotations
 

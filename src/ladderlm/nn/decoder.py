@@ -60,10 +60,17 @@ class Decoder(nn.Module):
         return self.model(ids_T, lengths)
 
     def extend(self, ids_T: Tensor, cache: KeyValues) -> Tensor:
-        """hidden_TD of tokens that follow those in `cache`, which then holds them too."""
-        start, end = cache.length, self.model.fits(cache.length + len(ids_T))
-        positions_T = torch.arange(start, end, device=ids_T.device)
-        x_TD = self.model.place(self.model.embed_tokens(ids_T), positions_T)
+        """hidden_TD of tokens that follow those in `cache`, which then holds them too. Virtual tokens come first."""
+        soft = self.model.soft
+        if soft is not None and not soft.off and not cache.length:
+            soft.begin(self, cache)
+        return self.read(self.model.embed(ids_T), cache)
+
+    def read(self, x_TD: Tensor, cache: KeyValues) -> Tensor:
+        """The same of embedded and scaled tokens, whatever comes first."""
+        start, end = cache.length, self.model.fits(cache.length + len(x_TD))
+        positions_T = torch.arange(start, end, device=x_TD.device)
+        x_TD = self.model.stand(x_TD, positions_T)
         for i, (layer, turns) in enumerate(zip(self.model.layers, self.model.each(positions_T, end), strict=True)):
             assert isinstance(layer, Layer)
 

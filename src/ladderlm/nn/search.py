@@ -24,7 +24,9 @@ def go_on(decoder: Decoder, ids: Sequence[int], *, max_tokens: int, stop_ids: Se
     """The ids that a decoder finds likeliest after `ids`, one by one, within its context."""
     cache, found = KeyValues(), list(ids)
     new = torch.tensor(found, device=decoder.model.embed_tokens.weight.device)
-    for _ in range(min(max_tokens, decoder.arch.context_length - len(found))):
+    soft = decoder.model.soft
+    room = decoder.arch.context_length - len(found) - (0 if soft is None or soft.off else soft.tokens)
+    for _ in range(min(max_tokens, room)):
         id = int(decoder.logits(decoder.extend(new, cache)[-1:]).argmax())
         if id in stop_ids:
             break

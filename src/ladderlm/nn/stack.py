@@ -6,7 +6,7 @@ Letters: T tokens of all documents, D model.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +56,11 @@ class Stack(nn.Module):
         return length
 
     def place(self, x_TD: Tensor, positions_T: Tensor, types_T: Tensor | None = None) -> Tensor:
-        """Embedded tokens with all that is added to them. Without `types_T`, all are of type 0."""
-        if self.arch.embed_scale != 1.0:
-            x_TD = x_TD * self.arch.embed_scale
+        """Embedded tokens, scaled, with all that is added to them. Without `types_T`, all are of type 0."""
+        return self.stand(x_TD if self.arch.embed_scale == 1.0 else x_TD * self.arch.embed_scale, positions_T, types_T)
+
+    def stand(self, x_TD: Tensor, positions_T: Tensor, types_T: Tensor | None = None) -> Tensor:
+        """The same of tokens that are scaled already, or have never been tokens."""
         if self.arch.positions == "learned":
             x_TD = x_TD + self.embed_positions(positions_T + self.arch.position_offset)
         elif self.arch.positions == "sinusoidal":
@@ -96,15 +98,34 @@ class Stack(nn.Module):
         return x_TD if self.arch.placement == "post" else self.norm(x_TD)
 
 
+class VirtualTokens(Protocol):
+    """What nn.soft puts before every document; a module."""
+
+    off: bool
+    tokens: int
+
+    def __call__(self, body: Body, ids_T: Tensor, lengths: Sequence[int]) -> Tensor: ...
+
+    def begin(self, decoder: Any, cache: Any) -> None: ...
+
+
 class Body(Stack):
     """The whole network of a decoder or an encoder, but for its head."""
 
     def __init__(self, arch: Architecture, *, causal: bool) -> None:
         layers = [Layer(arch, i, causal=causal) for i in range(arch.layers)]
         super().__init__(arch, layers, causal=causal, tokens=True)
+        self.soft: VirtualTokens | None = None
+
+    def embed(self, ids_T: Tensor) -> Tensor:
+        """Tokens embedded and scaled."""
+        x_TD: Tensor = self.embed_tokens(ids_T)
+        return x_TD if self.arch.embed_scale == 1.0 else x_TD * self.arch.embed_scale
 
     def forward(self, ids_T: Tensor, lengths: Sequence[int], types_T: Tensor | None = None) -> Tensor:
         """hidden_TD. `lengths` of the documents in `ids_T` sum to T."""
+        if self.soft is not None and not self.soft.off:
+            return self.soft(self, ids_T, lengths)
         positions_T = starts_over(lengths).to(ids_T.device)
         x_TD = self.place(self.embed_tokens(ids_T), positions_T, types_T)
         for layer, turns in zip(self.layers, self.each(positions_T, self.fits(max(lengths))), strict=True):

@@ -16,7 +16,7 @@ from ladderlm.engine import check, load_embedder
 from ladderlm.errors import LadderError, NotFound, UsageError, nearest
 from ladderlm.models import open_model
 from ladderlm.models.fetch import CATALOGUE, fetched
-from ladderlm.models.reference import locate, split_adapter
+from ladderlm.models.reference import locate, split_adapter, split_apart
 from ladderlm.types import Cancel, Chat, Conversation, Delta, KVType, Sampling
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Models:
 
     def _adapted(self, slot: _Slot) -> Chat | None:
         """An adapter on its base's engine; None for other models. The base stays open as long as it does."""
-        split = split_adapter(slot.ref) if self._local else None
+        split = split_apart(slot.ref) if self._local else None
         if split is None:
             return None
         from ladderlm.talk.local import LocalChat

@@ -75,7 +75,8 @@ def open_chat(
 ) -> Talker:
     """The Chat that `ref` names: "echo", "http(s)://host[:port][/v1]#model", or any local model reference.
 
-    Of base+adapter the adapter is applied as the base runs: the base's weights stay as small as they are.
+    Of base+adapter the adapter is applied as the base runs: the base's weights stay as small as they are;
+    one that changes whole matrices (DoRA, (IA)3) is merged into them.
     `key_env` names the environment variable with a remote's key, `max_cost` is the most a remote may cost in all,
     `device` where a local model runs (see talk.device), `kv_bytes` its memory for keys and values, `kv_dtype` how they
     are kept, and `draft` a smaller local model with the same tokenizer that guesses what it writes.
@@ -91,14 +92,14 @@ def open_chat(
         url, _, model = ref.partition("#")
         return RemoteChat(url, model, key_env=key_env, max_cost=max_cost)
     from ladderlm.models import open_model
-    from ladderlm.models.reference import split_adapter
+    from ladderlm.models.reference import split_apart
     from ladderlm.talk.device import load
     from ladderlm.talk.local import LocalChat
 
     def run(files: ModelFiles) -> Engine:
         return load(files, device, kv_bytes=kv_bytes, kv_dtype=kv_dtype, draft=open_model(draft) if draft else None)
 
-    split = split_adapter(ref)
+    split = split_apart(ref)
     files = open_model(split[0] if split else ref)
     alone = LocalChat(files, run(files))
     if split is None:
