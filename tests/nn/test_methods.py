@@ -33,9 +33,9 @@ def tuned(method: str, **changes: Any) -> Decoder:
     if method in ("prompt", "prefix"):
         return add_soft(decoder, method, 5, seed=3)
     if method == "ia3":
-        return add_ia3(decoder, Ia3Config())  # type: ignore[return-value]
+        return add_ia3(decoder, Ia3Config())
     config = LoraConfig(4, 8.0, TARGETS, method == "rslora", method == "dora")
-    return add_lora(decoder, config, seed=3)  # type: ignore[return-value]
+    return add_lora(decoder, config, seed=3)
 
 
 def save(decoder: Decoder, method: str, path: Path) -> Adapter:

@@ -104,16 +104,19 @@ def save_adapter(
     `tensors` by PEFT names over canonical ones; with the `arch` of the base, they become those of its family's files.
     Virtual tokens are "prompt_embeddings", of `config.shape`.
     """
-    soft = isinstance(config, SoftConfig)
-    named = dict(tensors) if soft else {n if n.startswith(_PREFIX) else _PREFIX + n: t for n, t in tensors.items()}
-    if soft and {n: t.shape for n, t in named.items()} != {"prompt_embeddings": config.shape}:
-        raise FormatError(f"virtual tokens are one tensor prompt_embeddings of shape {config.shape}")
-    for name in named if not soft else ():
-        if not _NAME.fullmatch(name):
-            raise FormatError(f"{name!r} is no adapter tensor name", cure=f"expected {_PREFIX}...lora_A.weight")
-    modules: dict[str, list[str]] = {} if soft else {target: [target] for target in config.targets}
-    if arch is not None and not soft:
-        named, modules = _in_files(arch, named, modules)
+    modules: dict[str, list[str]] = {}
+    if isinstance(config, SoftConfig):
+        named = dict(tensors)
+        if {n: t.shape for n, t in named.items()} != {"prompt_embeddings": config.shape}:
+            raise FormatError(f"virtual tokens are one tensor prompt_embeddings of shape {config.shape}")
+    else:
+        named = {n if n.startswith(_PREFIX) else _PREFIX + n: t for n, t in tensors.items()}
+        for name in named:
+            if not _NAME.fullmatch(name):
+                raise FormatError(f"{name!r} is no adapter tensor name", cure=f"expected {_PREFIX}...lora_A.weight")
+        modules = {target: [target] for target in config.targets}
+        if arch is not None:
+            named, modules = _in_files(arch, named, modules)
     with store.atomic_dir(Path(path), replace=replace) as folder:
         write_safetensors(folder / "adapter_model.safetensors", named)
         spec = {
@@ -164,8 +167,10 @@ def load_adapter(path: str | Path) -> Adapter:
     notes = read_json(path / "ladderlm.json") if (path / "ladderlm.json").exists() else {}
     file = path / "adapter_model.safetensors"
     adapter = Adapter(path, base_of(path), kind, notes.get("lineage") or {}, file.stat().st_size)
-    read = {"lora": _read_lora, "ia3": _read_ia3}.get(kind, _read_virtual)
-    return read(adapter, spec, {name: tensor.array() for name, tensor in read_safetensors(file).items()})
+    read: dict[str, Callable[..., Adapter]] = {"lora": _read_lora, "ia3": _read_ia3}
+    return read.get(kind, _read_virtual)(
+        adapter, spec, {name: tensor.array() for name, tensor in read_safetensors(file).items()}
+    )
 
 
 def base_of(path: Path) -> str:
@@ -213,7 +218,7 @@ def _pairs(
 
 
 def _read_ia3(adapter: Adapter, spec: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Adapter:
-    factors = {}
+    factors: dict[str, FloatArray] = {}
     for name, tensor in tensors.items():
         found = _NAME.fullmatch(name)
         if not found or not found[4] or tensor.ndim != 2 or 1 not in tensor.shape:
@@ -286,7 +291,9 @@ def _fit_matrices(adapter: Adapter, arch: Architecture) -> Adapter:
 
             yield part, own if name not in shapes else _itself
 
-    pairs, lengths, factors = {}, {}, {}
+    pairs: dict[str, tuple[FloatArray, FloatArray]] = {}
+    lengths: dict[str, FloatArray] = {}
+    factors: dict[str, FloatArray] = {}
     for name, (a, b) in adapter.pairs.items():
         for part, own in parts(name, len(b), a.shape[1]):
             pairs[part] = a, own(b)

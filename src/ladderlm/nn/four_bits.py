@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ladderlm.models.quants import KINDS, codes
+from ladderlm.models.quants import KINDS, Bytes, codes
 from ladderlm.nn.decoder import Decoder
 from ladderlm.nn.linear import product
 from ladderlm.nn.weights import fill
@@ -42,6 +42,7 @@ class Linear4(nn.Module):
 
     packed_OJ: Tensor
     scale_OC: Tensor
+    low_OC: Tensor | None
     pairs: Tensor
 
     def __init__(
@@ -143,7 +144,7 @@ def from_blocks(blocks: Blocks, bias: Tensor | None = None) -> Linear4:
     return Linear4(torch.cat(packed), scale_OC, levels, low_OC=low_OC, bias=bias)
 
 
-def _every_code(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _every_code(size: int) -> Bytes:
     """A block of IQ4_NL in which every code occurs."""
     block = np.zeros((1, size), np.uint8)
     block[0, 2:18] = np.arange(16) * 17

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from ladderlm.types import FloatArray
 if TYPE_CHECKING:
     from ladderlm.models.adapter_config import Ia3Config, LoraConfig
 
+M = TypeVar("M", bound=Model)
 _TRAINED = (".lora_A.", ".lora_B.", ".lora_magnitude_vector", ".ia3_l")
 
 
@@ -101,7 +102,7 @@ class Ia3Linear(TunedLinear):
         return self.dense() * self.ia3_l, bias_O * self.ia3_l[:, 0] if scaled and bias_O is not None else bias_O
 
 
-def add_lora(model: Model, config: LoraConfig, *, seed: int = 0, layers_trained: int = 0) -> Model:
+def add_lora(model: M, config: LoraConfig, *, seed: int = 0, layers_trained: int = 0) -> M:
     """Freezes `model` and gives the linears named in `config.targets` an adapter, in place.
 
     `layers_trained` > 0: only in that many last layers; the backward pass then stops below them.
@@ -110,7 +111,7 @@ def add_lora(model: Model, config: LoraConfig, *, seed: int = 0, layers_trained:
     return _replace(model, config.targets, lambda name, base: LoraLinear(base, config), seed, layers_trained)
 
 
-def add_ia3(model: Model, config: Ia3Config, *, layers_trained: int = 0) -> Model:
+def add_ia3(model: M, config: Ia3Config, *, layers_trained: int = 0) -> M:
     """The same with factors."""
     return _replace(
         model, config.targets, lambda name, base: Ia3Linear(base, inner=name == "down_proj"), 0, layers_trained
@@ -118,8 +119,8 @@ def add_ia3(model: Model, config: Ia3Config, *, layers_trained: int = 0) -> Mode
 
 
 def _replace(
-    model: Model, targets: Sequence[str], make: Callable[[str, nn.Linear | Linear4], TunedLinear], seed: int, last: int
-) -> Model:
+    model: M, targets: Sequence[str], make: Callable[[str, nn.Linear | Linear4], TunedLinear], seed: int, last: int
+) -> M:
     layers = layers_of(model)
     linears = {
         n.rsplit(".", 1)[-1] for layer in layers for n, m in layer.named_modules() if isinstance(m, nn.Linear | Linear4)

@@ -27,7 +27,7 @@ from ladderlm.train.examples import Example, Packing, example_nats, make_all, ma
 from ladderlm.train.loop import fit
 from ladderlm.train.result import Result, bad_rows, begin, check_finished, conclude, describe_data, use_threads
 from ladderlm.train.settings import AlignConfig, LoopConfig
-from ladderlm.train.tuning import prepare, save_tuned
+from ladderlm.train.tuning import prepare, room, save_tuned
 from ladderlm.types import Record
 
 HELD_OUT_SHARE = 0.1
@@ -128,7 +128,7 @@ def load_pairs(config: AlignConfig, files: ModelFiles) -> tuple[list[Pair], list
         raise UsageError("one pair cannot be split", where=config.data, cure="give more, or --held-out FILE")
     else:
         records, held = split(records, HELD_OUT_SHARE, config.seed)
-    longest = min(config.max_length, files.arch.context_length)
+    longest = min(config.max_length, room(config, files))
 
     def make(record: Record) -> Pair:
         if record.kind != "preference":

@@ -15,7 +15,7 @@ from ladderlm.train.examples import Example, Packing, as_messages, example_nats,
 from ladderlm.train.loop import fit
 from ladderlm.train.result import Result, bad_rows, begin, check_finished, conclude, describe_data, use_threads
 from ladderlm.train.settings import FinetuneConfig, LoopConfig
-from ladderlm.train.tuning import prepare, save_tuned
+from ladderlm.train.tuning import prepare, room, save_tuned
 from ladderlm.types import Record
 
 HELD_OUT_SHARE = 0.05
@@ -67,7 +67,7 @@ def render_all(
     config: FinetuneConfig, files: ModelFiles, train: Sequence[Record], held: Sequence[Record]
 ) -> tuple[list[Example], list[Example]]:
     """Both sides as examples. A bad record is an error that names it, or is left out with --skip-bad."""
-    longest = min(config.max_length, files.arch.context_length)
+    longest = min(config.max_length, room(config, files))
     sides = []
     everything = as_messages([*train, *held])  # together, so that both sides are asked with the same labels
     for name, side in ((config.data, everything[: len(train)]), ("held out", everything[len(train) :])):

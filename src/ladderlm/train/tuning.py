@@ -15,6 +15,7 @@ from torch import nn
 
 from ladderlm.errors import UsageError
 from ladderlm.models.adapter import TARGETS, Ia3Config, LoraConfig, save_adapter
+from ladderlm.models.adapter_config import AdapterConfig
 from ladderlm.models.card import joint_licence
 from ladderlm.models.fetch import CATALOGUE
 from ladderlm.models.folder import ModelFiles, save_model
@@ -142,6 +143,11 @@ def optimiser(model: Model, config: Tuning, *, lora_lr: float, full_lr: float) -
     return Optimiser(model.named_parameters(), config.lr or usual)
 
 
+def room(config: Tuning, files: ModelFiles) -> int:
+    """The longest text that fits the model's context, beside virtual tokens."""
+    return files.arch.context_length - (config.virtual_tokens if config.method in SOFT else 0)
+
+
 def lora_config(config: Tuning) -> LoraConfig:
     return LoraConfig(config.rank, config.alpha, TARGETS, config.method == "rslora", config.method == "dora")
 
@@ -171,11 +177,11 @@ def save_tuned(
         )  # fmt: skip
         return path
     base = config.model if config.model in CATALOGUE or "+" in config.model else str(files.path.resolve())
-    keep = {"arch": files.arch, "lineage": lineage, "replace": config.replace}
+    keep: dict[str, Any] = {"arch": files.arch, "lineage": lineage, "replace": config.replace}
     if config.method in SOFT:
         assert isinstance(model, Decoder)
         save_adapter(path, base, *soft_tensors(model), **keep)
     else:
-        what = ia3_config(model) if config.method == "ia3" else lora_config(config)
+        what: AdapterConfig = ia3_config(model) if config.method == "ia3" else lora_config(config)
         save_adapter(path, base, what, adapter_tensors(model), **keep)
     return path
