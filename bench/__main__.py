@@ -50,6 +50,9 @@ BENCHES = {
     "objectives": "masked tokens, next sentences and cut-out spans are learnt by 3 M parameters in 15 minutes",
     "tokenizer": "byte-level BPE trains 8 times and encodes 10 times as fast as tokenizers, with equal ids",
     "finetune": "LoRA at 2.2 times the tokens a second of trl + peft; QLoRA in half of LoRA's memory",
+    "dpo": "DPO: 95 % of polite pairs; more than half of the harmless pairs of one length",
+    "grpo": "GRPO: 20 points more on unseen arithmetic and on answers that must meet a JSON schema",
+    "ppo": "PPO: more reward at a divergence below its target, and no less from a judge it never sees",
     "quickstart": "a clean clone climbs all three rungs within 12 minutes after installation",
 }
 PACKAGES = ["ladderlm", "numpy", "numba", "torch", "transformers", "tokenizers", "safetensors", "xllamacpp", "peft",

@@ -305,7 +305,10 @@ class Usage(Value):
 
 @dataclass(frozen=True, slots=True)
 class Delta(Value):
-    """A stream's next piece of choice `index`. `prompt`: its tokens, once, first, where `prompt_logprobs` asks."""
+    """A stream's next piece of choice `index`. `prompt`: its tokens, once, first, where `prompt_logprobs` asks.
+
+    `stop`: the token that ended the choice, which is not among its tokens, where a `Model` is asked for `logprobs`.
+    """
 
     index: int = 0
     part: Literal["text", "reasoning", "tool_call"] = "text"
@@ -314,6 +317,7 @@ class Delta(Value):
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     prompt: tuple[Token, ...] = ()
+    stop: Token | None = None
 
     @property
     def ids(self) -> tuple[int, ...]:

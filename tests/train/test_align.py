@@ -1,9 +1,10 @@
-"""DPO's loss by hand, its gradient's direction, and a tiny model that learns to prefer."""
+"""DPO and its relatives: the losses against formulas and trl, gradients' directions, and a tiny model that learns."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,23 +12,68 @@ from stories import STORIES, write_jsonl
 
 from ladderlm.errors import FormatError
 from ladderlm.models import open_model
-from ladderlm.train.align import AlignConfig, dpo_loss, run
+from ladderlm.store import open_run
+from ladderlm.train.align import AlignConfig, run
+from ladderlm.train.dpo import LOSSES, Terms, preference_loss
+from ladderlm.train.settings import PREFERENCES
 
 ROWS = [{"prompt": f"Tell of the {s.split()[1]}.", "chosen": s, "rejected": " ".join(s.split()[::-1])} for s in STORIES]
+
+
+def terms(seed: int = 0, pairs: int = 6) -> Terms:
+    rng = torch.Generator().manual_seed(seed)
+    counts_P2 = torch.randint(3, 12, (pairs, 2), generator=rng)
+    policy_P2 = -counts_P2 * (0.2 + 2 * torch.rand(pairs, 2, generator=rng))
+    reference_P2 = policy_P2 + torch.randn(pairs, 2, generator=rng)
+    return Terms(policy_P2, reference_P2, counts_P2, torch.arange(pairs) % 3 > 0)
 
 
 def test_the_loss_equals_the_formula() -> None:
     policy_P2 = torch.tensor([[-10.0, -12.0], [-30.0, -20.0]], requires_grad=True)
     reference_P2 = torch.tensor([[-11.0, -11.5], [-29.0, -24.0]])
-    loss, figures = dpo_loss(policy_P2, reference_P2, beta=0.5)
+    given = Terms(policy_P2, reference_P2, torch.ones(2, 2), torch.ones(2, dtype=torch.bool))
+    loss, figures = preference_loss("dpo", given, beta=0.5)
     margins = [0.5 * ((-10 + 11) - (-12 + 11.5)), 0.5 * ((-30 + 29) - (-20 + 24))]
     assert loss.item() == pytest.approx(sum(math.log(1 + math.exp(-m)) for m in margins) / 2)
     assert figures["reward_accuracy"] == 0.5
     assert figures["margin"] == pytest.approx(sum(margins) / 2)
     assert figures["chosen_logratio"] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("name", PREFERENCES)
+def test_every_loss_wants_the_chosen_answer_likelier(name: str) -> None:
+    given = terms()
+    policy_P2 = given.policy_P2.clone().requires_grad_()
+    loss, _ = preference_loss(name, given._replace(policy_P2=policy_P2), beta=0.1, gamma=0.5)
     loss.backward()
-    assert (policy_P2.grad[:, 0] < 0).all()  # type: ignore[index]
-    assert (policy_P2.grad[:, 1] > 0).all()  # type: ignore[index]
+    assert policy_P2.grad is not None
+    if name == "kto":
+        assert torch.equal(policy_P2.grad[:, 0] < 0, given.liked_P)
+    elif name != "ipo":  # which holds a margin, and goes back where it is exceeded
+        assert (policy_P2.grad[:, 0] < 0).all()
+        assert (policy_P2.grad[:, 1] > 0).all()
+
+
+def test_ipo_holds_a_margin() -> None:
+    given = Terms(torch.tensor([[2.0, -2.0]]), torch.zeros(1, 2), torch.tensor([[4, 4]]), torch.tensor([True]))
+    assert LOSSES["ipo"](given, 0.5, 0.0).item() == pytest.approx(0.0)  # 1 = 1 / (2 * 0.5)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_simpo_and_orpo_equal_trl(method: str) -> None:
+    cpo = pytest.importorskip("trl.experimental.cpo", reason="trl is not installed")
+    orpo = pytest.importorskip("trl.experimental.orpo", reason="trl is not installed")
+    given = terms()
+    policy_P2 = given.mean_P2
+    if method == "full":
+        policy_P2 = policy_P2 * 0.1
+        given = given._replace(policy_P2=policy_P2 * given.counts_P2)
+    stub = SimpleNamespace(beta=2.0, simpo_gamma=0.7, alpha=0.0, loss_type="simpo", label_smoothing=0.0,
+                           accelerator=SimpleNamespace(device="cpu"))  # fmt: skip
+    theirs = cpo.CPOTrainer.cpo_loss(stub, policy_P2[:, 0], policy_P2[:, 1])[0]
+    assert torch.allclose(LOSSES["simpo"](given, 2.0, 0.7), theirs, atol=1e-6)
+    ratio = orpo.ORPOTrainer.odds_ratio_loss(stub, policy_P2[:, 0], policy_P2[:, 1])[0]
+    assert torch.allclose(LOSSES["orpo"](given, 2.0, 0.0), -policy_P2[:, 0] - ratio, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -46,5 +92,28 @@ def test_the_chosen_answers_become_likelier(tiny: Path, tmp_path: Path, method: 
 
 def test_other_records_are_refused(tiny: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": str(i), "completion": "b"} for i in range(30)])
-    with pytest.raises(FormatError, match=r"a completion record.*DPO needs"):
+    with pytest.raises(FormatError, match=r"a completion record.*preferences need"):
         run(AlignConfig(data=str(data), model=str(tiny)))
+
+
+@pytest.mark.parametrize("objective", ["ipo", "kto", "orpo", "simpo"])
+def test_the_relatives_teach_a_tiny_model(tiny: Path, tmp_path: Path, objective: str) -> None:
+    data = write_jsonl(tmp_path / "d.jsonl", ROWS)
+    result = run(
+        AlignConfig(
+            data=str(data), model=str(tiny), held_out=str(data), lr=0.003, steps=15, batch_tokens=512, threads=1,
+            objective=objective, beta=0.1 if objective != "simpo" else 2.0,
+        )
+    )  # fmt: skip
+    assert result.scores["gained"]["mean"] > 0.9
+    assert "share of pairs that are ranked right" in open_run(result.run).report.read_text()
+
+
+def test_liked_and_disliked_answers_need_no_pairs(tiny: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": r["prompt"], "completion": r[k], "label": k == "chosen"} for r in ROWS for k in
+            ("chosen", "rejected")]  # fmt: skip
+    data = write_jsonl(tmp_path / "d.jsonl", rows)
+    config = AlignConfig(data=str(data), model=str(tiny), held_out=str(data), lr=0.003, steps=15, objective="kto")
+    result = run(config)
+    assert result.scores["gained"]["mean"] > 0.9
+    assert result.scores["helped"]["verdict"] == "helped"

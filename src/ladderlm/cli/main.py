@@ -25,7 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "tokenizer": ("ladderlm.cli.tokenizer:main", "train, encode, decode, stats, compare"),
     "pretrain": ("ladderlm.cli.train:pretrain", "train a model from random weights"),
     "finetune": ("ladderlm.cli.train:finetune", "LoRA or full fine-tuning"),
-    "align": ("ladderlm.cli.train:align", "DPO on preference pairs"),
+    "align": ("ladderlm.cli.train:align", "preferences, rewards, reinforcement, distillation"),
     "eval": ("ladderlm.cli.eval:main", "perplexity, accuracy, F1, BLEU, ROUGE, with intervals"),
     "export": ("ladderlm.cli.export:export", "to a folder, GGUF, a bundle, or 8 or 4 bits; the result is verified"),
     "verify": ("ladderlm.cli.export:verify", "are two forms of a model the same model?"),

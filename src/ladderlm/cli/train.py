@@ -22,7 +22,7 @@ def finetune(argv: list[str]) -> int:
 
 
 def align(argv: list[str]) -> int:
-    return train("align", parse("align", AlignConfig, argv, description="Aligns a model with preferences, by DPO."))
+    return train("align", parse("align", AlignConfig, argv, description="Aligns a model with what is preferred."))
 
 
 def train(verb: str, config: Any) -> int:

@@ -189,12 +189,12 @@ class Generation(Request):
         Returns how many tokens of the draft were right.
         """
         new: list[Token] = []
-        right, reason = 0, None
+        right, reason, last = 0, None, None
         for i, logits in enumerate(rows):
             token = choice.sampler.next(logits)
             assert token.id is not None
             if token.id in choice.sampler.stop_ids:
-                reason = "stop"
+                reason, last = "stop", token
                 break
             new.append(token)
             choice.ids.append(token.id)
@@ -211,13 +211,14 @@ class Generation(Request):
         if new and not self._buffered:
             self.tell(Delta(choice.index, tokens=tuple(new)))
         if reason:
-            self._end(choice, "stop" if reason == "stop" else "length")
+            self._end(choice, "stop" if reason == "stop" else "length", last)
         return right
 
-    def _end(self, choice: Choice, reason: FinishReason) -> None:
+    def _end(self, choice: Choice, reason: FinishReason, stop: Token | None = None) -> None:
         choice.reason = reason
         if not self._buffered:
-            self.tell(Delta(choice.index, finish_reason=reason))
+            told = stop if self.sampling.logprobs is not None else None
+            self.tell(Delta(choice.index, finish_reason=reason, stop=told))
         self._finish_if_done()
 
     def _finish_if_done(self) -> None:

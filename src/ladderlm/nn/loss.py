@@ -71,11 +71,15 @@ def wanted_hidden(decoder: Decoder, batch: Batch) -> Tensor:
 def nats(decoder: Decoder, batch: Batch) -> Tensor:
     """nats_N: the negative log-likelihood of every wanted target."""
     batch = moved(batch, str(decoder.model.embed_tokens.weight.device))
-    hidden_ND = wanted_hidden(decoder, batch)
+    return nats_of(decoder, wanted_hidden(decoder, batch), batch.targets_N)
+
+
+def nats_of(decoder: Decoder, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+    """nats_N of targets after positions with these hidden states."""
     head_VD = decoder.head_VD
     if head_VD.requires_grad and torch.is_grad_enabled():
-        return F.cross_entropy(decoder.logits(hidden_ND), batch.targets_N, reduction="none")
-    return _FrozenHead.apply(hidden_ND, head_VD, batch.targets_N, decoder.arch.logit_cap)
+        return F.cross_entropy(decoder.logits(hidden_ND), targets_N, reduction="none")
+    return _FrozenHead.apply(hidden_ND, head_VD, targets_N, decoder.arch.logit_cap)
 
 
 def mean_nats(decoder: Decoder, batch: Batch, z_loss: float = 0.0) -> tuple[Tensor, dict[str, float]]:

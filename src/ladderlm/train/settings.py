@@ -19,6 +19,10 @@ PRECISIONS = ("fp32", "bf16")
 OBJECTIVES = ("causal", "fim", "mlm", "mlm+nsp", "spans")
 DEVICES = ("cpu", "cuda")
 PARALLEL = ("ddp", "fsdp")
+PREFERENCES = ("dpo", "ipo", "kto", "orpo", "simpo")
+ALIGNMENTS = (*PREFERENCES, "reward", "grpo", "ppo", "best-of-n", "distil")
+# What weighs against moving away, where nothing is said: a loss's beta, or the price of the divergence in RL.
+BETAS = {"simpo": 2.0, "grpo": 0.02, "ppo": 0.05}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,13 +221,32 @@ class FinetuneConfig(Value):
 
 @dataclass(frozen=True, slots=True)
 class AlignConfig(Value):
-    """What to align on which preferences, and how strongly."""
+    """What to align, on what, and how strongly."""
 
-    data: str = option("", "preference records: prompt, chosen, rejected", positional=True)
+    data: str = option("", "preferences (prompt, chosen, rejected), or prompts with what checks an answer",
+                       positional=True)  # fmt: skip
     model: str = option(DEFAULT_MODEL, "the model to align, and the reference", short="-m")
     out: str = option("aligned", "name or path of the result", short="-o")
-    held_out: str = option("", "pairs to measure on; else a tenth of the data is kept apart")
-    beta: float = option(0.1, "how dear it is to move away from the reference")
+    objective: str = option("dpo", "learn from pairs (the first five, reward), from what the model itself writes "
+                                   "(grpo, ppo, best-of-n), or from a teacher", choices=ALIGNMENTS)  # fmt: skip
+    held_out: str = option("", "records to measure on; else a tenth of the data is kept apart")
+    beta: float = option(-1.0, "how dear it is to move away from the reference; -1: 0.1, simpo 2, grpo 0.02, ppo 0.05")
+    gamma: float = option(1.0, "simpo: by how much the chosen answer should be the likelier, after beta")
+    reward: str = option("", "grpo, ppo, best-of-n: a reward model; default: each record's own check (answer, pattern, "
+                             "schema or tests)")  # fmt: skip
+    judge: str = option("", "a second reward model, or check, that is not learnt from: tells a hacked reward")
+    prompts: int = option(8, "grpo, ppo: prompts in a step")
+    samples: int = option(8, "answers that are drawn for a prompt")
+    max_tokens: int = option(128, "most tokens of an answer that is drawn")
+    updates: int = option(0, "steps that learn from the same answers; 0: grpo 1, ppo 4")
+    clip: float = option(0.2, "grpo, ppo: how far a token's probability may move in them")
+    average: str = option("token", "grpo: the loss is a mean over all tokens, or over answers",
+                          choices=("token", "answer"))  # fmt: skip
+    target_kl: float = option(0.0, "ppo: nats of an answer to hold the divergence at, by adapting beta; 0: beta is "
+                                   "fixed")  # fmt: skip
+    teacher: str = option("", "distil: the model to learn from")
+    learn: str = option("logits", "distil: the teacher's probabilities on the records, or what it writes to their "
+                                  "prompts", choices=("logits", "text"))  # fmt: skip
     method: str = option("lora", "what trains: see docs/finetune.md", choices=METHODS)
     rank: int = option(8, "rank of the adapter")
     alpha: float = option(16.0, "scale of the adapter, over its rank or, of rslora, over the root of it")
@@ -232,7 +255,7 @@ class AlignConfig(Value):
     init_text: str = option("", "text whose tokens a tuned prompt or prefix starts from; else drawn at random")
     lr: float = option(0.0, "learning rate; 0: 1e-4 for lora, 1e-5 for full")
     epochs: float = option(1.0, "times the data is seen, unless minutes or steps are given")
-    minutes: float = option(0.0, "time budget, without the reference pass")
+    minutes: float = option(0.0, "time budget of the training itself")
     steps: int = option(0, "optimiser steps")
     batch_tokens: int = option(2048, "tokens in an optimiser step")
     max_length: int = option(1024, "most tokens of a prompt with an answer")
@@ -245,3 +268,8 @@ class AlignConfig(Value):
     resume: str = option("", "go on with this run")
     replace: bool = option(False, "replace the result if it exists")
     json: bool = option(False, "print the result as JSON")
+
+    @property
+    def price(self) -> float:
+        """`beta`, or what is usual for the objective."""
+        return BETAS.get(self.objective, 0.1) if self.beta == -1 else self.beta
