@@ -62,8 +62,7 @@ def in_json(rng: random.Random) -> list[dict[str, Any]]:
 def learn(folder: Path, name: str, rows: list[dict[str, Any]], held: int, **changes: Any) -> dict[str, Any]:
     random.Random(1).shuffle(rows)
     for side, some in (("held", rows[:held]), ("train", rows[held:])):
-        lines = [json.dumps({"kind": "answer", "fields": row}) + "\n" for row in some]
-        (folder / f"{name}.{side}.jsonl").write_text("".join(lines))
+        (folder / f"{name}.{side}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     config = AlignConfig(
         data=str(folder / f"{name}.train.jsonl"), held_out=str(folder / f"{name}.held.jsonl"), objective="grpo",
         model=DEFAULT_MODEL, out=str(folder / name), **changes,

@@ -389,6 +389,7 @@ RECORD_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "translation": {"source": str, "target": str},
     "triple": {"anchor": str, "positive": str, "negative": str},
     "answer": {"prompt": str, "answer": str},
+    "checked": {"prompt": str},
 }
 
 

@@ -32,6 +32,10 @@ def write(path: Path, *rows: object) -> Path:
         ({"prompt": "a", "completion": "b"}, "completion", "completion", "b"),
         ({"prompt": "a", "completion": "b", "label": False}, "kto", "label", False),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", "rejected", "c"),
+        ({"prompt": "a", "answer": 12}, "answer", "answer", "12"),
+        ({"question": "a", "answer": "b"}, "answer", "prompt", "a"),
+        ({"prompt": "a", "pattern": "b+"}, "checked", "pattern", "b+"),
+        ({"prompt": "a", "schema": {"type": "object"}, "answer": "{}"}, "checked", "answer", "{}"),
         ({"kind": "text", "fields": {"text": "x"}}, "text", "text", "x"),
     ],
 )

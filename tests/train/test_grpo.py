@@ -12,23 +12,18 @@ import torch
 from stories import write_jsonl
 
 from ladderlm.data.records import make_record
-from ladderlm.errors import Cancelled, FormatError
+from ladderlm.errors import FormatError
 from ladderlm.models import open_model
 from ladderlm.models.adapter import LoraConfig
-from ladderlm.models.safetensors import read_safetensors
 from ladderlm.nn.decoder import load_decoder
 from ladderlm.nn.lora import add_lora
 from ladderlm.nn.loss import Batch
 from ladderlm.store import open_run, read_jsonl
-from ladderlm.train import loop
 from ladderlm.train.align import AlignConfig, run
 from ladderlm.train.grpo import GroupBatch, advantages, grpo_loss
 from ladderlm.train.rollout import Roller, check, load_prompts
 
-ROWS = [
-    {"kind": "completion", "fields": {"prompt": f"Tell {i} of the cat.", "completion": "", "pattern": "[^e]*"}}
-    for i in range(12)
-]
+ROWS = [{"prompt": f"Tell {i} of the cat.", "pattern": "[^e]*"} for i in range(12)]
 
 
 def batch(beta: float = 0.1) -> tuple[GroupBatch, torch.Tensor]:
@@ -106,34 +101,6 @@ def config(tiny: Path, data: Path, **changes: object) -> AlignConfig:
         steps=6, lr=0.01, threads=1, batch_tokens=600, warmup=1,
     )  # fmt: skip
     return dataclasses.replace(given, **changes)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("objective", ["grpo", "ppo"])
-def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
-    tiny: Path, tmp_path: Path, objective: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = write_jsonl(tmp_path / "d.jsonl", ROWS)
-    given = config(tiny, data, objective=objective, updates=2, steps=5, target_kl=0.5 if objective == "ppo" else 0.0)
-    whole = run(dataclasses.replace(given, out=str(tmp_path / "whole")))
-    real, steps = loop._Loop.count, []
-
-    def count(self, progress, row):  # type: ignore[no-untyped-def]
-        real(self, progress, row)
-        steps.append(progress.step)
-        if steps == [1, 2, 3]:  # between the two steps of a round
-            self.save(progress)
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop._Loop, "count", count)
-    with pytest.raises((KeyboardInterrupt, Cancelled)):
-        run(dataclasses.replace(given, out=str(tmp_path / "parts")))
-    run_id = sorted(p.name for p in open_run(whole.run).path.parent.iterdir())[-1]
-    rest = run(dataclasses.replace(given, resume=run_id))
-    a, b = (read_safetensors(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
-    assert all((a[n].array() == b[n].array()).all() for n in a)
-    assert rest.scores == whole.scores
-    same = [{k: v for k, v in row.items() if "second" not in k} for row in read_jsonl(open_run(whole.run).metrics)]
-    assert same == [{k: v for k, v in r.items() if "second" not in k} for r in read_jsonl(open_run(rest.run).metrics)]
 
 
 def test_a_tiny_model_learns_what_is_rewarded(tiny: Path, tmp_path: Path) -> None:

@@ -67,8 +67,7 @@ def test_a_tiny_model_learns_what_a_reward_model_prefers_and_a_judge_tells(tiny:
     given = {"data": str(data), "model": str(tiny), "held_out": str(data), "threads": 1, "batch_tokens": 600}
     reward = run(AlignConfig(**given, objective="reward", steps=12, lr=0.01, out=str(tmp_path / "rm")))  # type: ignore[arg-type]
     assert reward.scores["accuracy"] > 0.9
-    check = {"completion": "The hen.", "pattern": "[^e]*"}
-    rows = [{"kind": "completion", "fields": {"prompt": p["prompt"], **check}} for p in pairs]
+    rows = [{"prompt": p["prompt"], "pattern": "[^e]*"} for p in pairs]
     asked = write_jsonl(tmp_path / "prompts.jsonl", rows)
     result = run(AlignConfig(
         data=str(asked), model=str(tiny), held_out=str(asked), threads=1, batch_tokens=600, objective="ppo",

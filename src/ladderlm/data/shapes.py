@@ -7,6 +7,8 @@
     {"prompt", "chosen", "rejected"}            preference pairs           -> preference
     {"prompt", "completion", "label": bool}     KTO                        -> kto
     {"text", "label"}                           classification             -> class
+    {"prompt" or "question", "answer"}          one right answer           -> answer
+    {"prompt", "pattern" or "schema" or "tests"}    answers by a rule      -> checked
     {"text"}                                                               -> text
 
 Conversations may stand wherever a text is expected in a preference or KTO row; the last user turn becomes the prompt
@@ -23,11 +25,12 @@ from ladderlm.errors import FormatError
 from ladderlm.types import Conversation, Message, Part, Reasoning, Record, Text, Tool, ToolCall, ToolResult
 
 NAMES = ("text", "text+label", "messages", "conversations", "instruction+output", "prompt+completion",
-         "prompt+chosen+rejected", "kind+fields")  # fmt: skip
+         "prompt+chosen+rejected", "prompt+answer", "kind+fields")  # fmt: skip
 
 Row = Mapping[str, Any]
 Found = tuple[str, dict[str, Any], dict[str, Any]]  # kind, fields, meta
 
+_CHECKS = frozenset(("answer", "pattern", "schema", "tests"))  # what an answer can be checked by: train/checks.py
 _SHAREGPT_ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
     "function_call": "call", "observation": "tool", "tool": "tool",
@@ -50,6 +53,8 @@ def recognise(row: Row) -> Found:
         if isinstance(row.get("label"), bool):
             return "kto", {"prompt": prompt, "completion": completion, "label": row["label"]}, {}
         return "completion", {"prompt": prompt, "completion": completion}, {}
+    if ("prompt" in keys or "question" in keys) and keys & _CHECKS:
+        return _checked(row)
     if {"text", "label"} <= keys:
         label = row["label"]
         if label is None or isinstance(label, (list, dict)):
@@ -89,6 +94,17 @@ def _preference(row: Row) -> dict[str, Any]:
         turns = _openai(row["chosen"][:-1])
         return {"prompt": turns[-1]["content"], "chosen": chosen, "rejected": rejected, "messages": turns}
     raise FormatError("a preference pair needs the field 'prompt'")
+
+
+def _checked(row: Row) -> Found:
+    name = "prompt" if "prompt" in row else "question"
+    fields = {key: row[key] for key in row.keys() & (_CHECKS - {"answer"}) if row[key] is not None}
+    fields["prompt"] = _text(row[name], name)
+    if isinstance(answer := row.get("answer"), (str, int, float)) and not isinstance(answer, bool):
+        fields["answer"] = str(answer)
+    elif "answer" in row and not fields.keys() & _CHECKS:
+        raise FormatError("answer must be a text or a number")
+    return ("answer" if fields.keys() == {"prompt", "answer"} else "checked"), fields, {}
 
 
 def _alpaca(row: Row) -> list[dict[str, Any]]:
@@ -163,7 +179,8 @@ def _sharegpt(conversations: Any, system: Any) -> list[dict[str, Any]]:
 
 
 def conversation(record: Record, *, answer: bool = True) -> Conversation:
-    """The conversation that a messages, completion, kto or preference record holds (with its chosen answer).
+    """The conversation that a messages, completion, kto or preference record holds (with its chosen answer), or, with
+    `answer=False` only, the question of an answer or checked record.
 
     `answer=False` ends it before the last assistant turn. Raises FormatError for other kinds.
     """
@@ -176,6 +193,8 @@ def conversation(record: Record, *, answer: bool = True) -> Conversation:
         if answer:
             name = "chosen" if record.kind == "preference" else "completion"
             turns.append({"role": "assistant", "content": record[name]})
+    elif record.kind in ("answer", "checked") and not answer:
+        turns = [{"role": "user", "content": record["prompt"]}]
     else:
         raise FormatError(f"a {record.kind} record is not a conversation", where=f"record {record.id}")
     tools = tuple(_tool(t) for t in record.fields.get("tools", ()))

@@ -140,8 +140,13 @@ def meets(value: Any, schema: Any) -> bool:
         return False
     if "enum" in schema and not any(_equal(value, one) for one in schema["enum"]):
         return False
-    parts = (_meets_object, dict), (_meets_array, list), (_meets_string, str), (_meets_number, (int, float))
-    if not all(rule(value, schema) for rule, kind in parts if isinstance(value, kind)):  # type: ignore[operator]
+    if isinstance(value, dict) and not _meets_object(value, schema):
+        return False
+    if isinstance(value, list) and not _meets_array(value, schema):
+        return False
+    if isinstance(value, str) and not _meets_string(value, schema):
+        return False
+    if isinstance(value, (int, float)) and not _meets_number(value, schema):
         return False
     return (
         all(meets(value, s) for s in schema.get("allOf", ()))

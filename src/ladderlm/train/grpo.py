@@ -122,5 +122,6 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     scores, summary = compare(before, after, given, config.seed)
     scores["engine_gap"] = gap
     path = save_tuned(config, files, decoder, describe_data(config.data, given.records), run.id, scores)
+    rounds.forget()
     title = f"Alignment of {files.name} by GRPO"
     return conclude(run, title, summary, path, fitted, scores, page(run, given, before, after))

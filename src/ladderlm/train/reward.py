@@ -34,7 +34,7 @@ from ladderlm.train.pairs import Pair, load
 from ladderlm.train.result import Result, check_finished, conclude, describe_data
 from ladderlm.train.settings import AlignConfig
 from ladderlm.train.tuning import prepare, save_tuned
-from ladderlm.types import Conversation, Record, Run
+from ladderlm.types import Record, Run
 
 HEAD = "reward_head.safetensors"  # beside the weights or the adapter
 CENTRE = 0.01
@@ -170,8 +170,8 @@ def judge(margins: np.ndarray, held: Sequence[Pair], seed: int) -> tuple[dict[st
     right = [float(m > 0) for m in margins]
     lengths = [p.answers for p in held]
     longer = [0.5 if a == b else float(a > b) for a, b in lengths]
-    helped = did_it_help("share of pairs ranked right, the longer answer first against the model", longer, right,
-                         seed=seed)  # fmt: skip
+    metric = "share of pairs ranked right, at first by length alone"
+    helped = did_it_help(metric, longer, right, seed=seed)
     error, bins = calibration(margins.tolist())
     scores = {
         "accuracy": helped.after.mean,
@@ -219,8 +219,8 @@ class ScoredBy:
         return self._model.rewards(documents, self._budget)
 
     def _ids(self, record: Record, answer: str) -> list[int]:
-        asked = Conversation.of(record["prompt"]) if record.kind == "answer" else conversation(record, answer=False)
-        found = render(asked.add("assistant", answer), self._files.tokenizer, self._files.template,
+        said = conversation(record, answer=False).add("assistant", answer)
+        found = render(said, self._files.tokenizer, self._files.template,
                        add_generation_prompt=False)  # fmt: skip
         last = max((i for i, said in enumerate(found.mask) if said), default=len(found.ids) - 1)
         return found.ids[: last + 1][-self._files.arch.context_length :]

@@ -30,7 +30,7 @@ from ladderlm.nn.loss import Batch, make_batch, nats
 from ladderlm.text.render import render
 from ladderlm.train.examples import make_all
 from ladderlm.train.result import bad_rows
-from ladderlm.types import Conversation, FloatArray, Record, Sampling, Value
+from ladderlm.types import FloatArray, Record, Sampling, Value
 
 TOGETHER = 64  # prompts that are answered at a time
 AGREE = 0.01  # nats by which engine and training model may differ over a token, in the mean
@@ -58,8 +58,7 @@ class PolicyWeights:
         if name in self._updates:
             update = self._updates[name]
             value = torch.addmm(value, update.lora_B.weight, update.lora_A.weight, alpha=update.scale)
-        found: FloatArray = value.detach().float().numpy()
-        return found
+        return value.detach().numpy().astype(np.float32, copy=True)  # what trains changes in place
 
     def blocks(self, name: str) -> Blocks | None:
         return None
@@ -95,8 +94,7 @@ def load_prompts(
     """Records as prompts of at most `longest` tokens. A bad one is an error, or is left out with `skip_bad`."""
 
     def make(record: Record) -> Prompt:
-        asked = Conversation.of(record["prompt"]) if record.kind == "answer" else conversation(record, answer=False)
-        ids = render(asked, files.tokenizer, files.template).ids
+        ids = render(conversation(record, answer=False), files.tokenizer, files.template).ids
         if len(ids) > longest:
             raise UsageError(f"a prompt of {len(ids)} tokens", where=f"most {longest}")
         return Prompt(record, ids)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from ladderlm.train.checks import Checks, Reward, checkable
 from ladderlm.train.reward import ScoredBy
 from ladderlm.train.rollout import Answer, Order, Prompt, Roller, answers_batch, load_prompts, pieces
 from ladderlm.train.settings import AlignConfig
-from ladderlm.types import Run
+from ladderlm.types import Record, Run
 
 B = TypeVar("B")
 SHOWN = 5  # samples on the page, and of a round in samples.jsonl
@@ -56,7 +57,7 @@ class Setting:
     held: list[Prompt]
     reward: Reward
     judge: Reward | None
-    records: list[Any]
+    records: list[Record]
 
 
 def setting(config: AlignConfig, files: ModelFiles) -> Setting:
@@ -88,7 +89,10 @@ class Reference:
     def logprobs(self, prompts: Sequence[Prompt], answers: Sequence[Answer], budget: int) -> list[tuple[float, ...]]:
         """What it thinks of every token of every answer."""
         out: list[tuple[float, ...]] = []
-        with without_lora(self._decoder) if self._copy is None else contextlib.nullcontext():
+        off: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self._copy is None:
+            off = without_lora(self._decoder)
+        with off:
             for group in pieces(prompts, answers, budget):
                 some = [answers[i] for i in group]
                 values_N = -nats(self._copy or self._decoder, answers_batch(prompts, some))
@@ -154,6 +158,10 @@ class Rounds(Generic[B]):
             row = {"step": step + 1, "prompt": asked, "answer": answer.text, "reward": answer.reward}
             store.append_jsonl(self._run.samples, row)
         return drawn
+
+    def forget(self) -> None:
+        """Drops the rounds that are kept: the result has been saved."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     # --- Kept rounds ----------------------------------------------------------------------------------------------
 
