@@ -35,8 +35,8 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(
     rows = PAIRS if objective in ("dpo", "kto", "reward") else ASKED if objective == "distil" else PROMPTS
     data = str(write_jsonl(tmp_path / "d.jsonl", rows))
     given = AlignConfig(
-        data=data, held_out=data, model=str(tiny), teacher=str(tiny), objective=objective, prompts=3, samples=4, lr=0.01,
-        steps=5, warmup=1, threads=1, batch_tokens=300, out=str(tmp_path / "whole"),
+        data=data, held_out=data, model=str(tiny), teacher=str(tiny), objective=objective, prompts=3, samples=4,
+        lr=0.01, steps=5, warmup=1, threads=1, batch_tokens=300, out=str(tmp_path / "whole"),
         **{"max_tokens": 8, **SETTINGS[objective]},
     )  # fmt: skip
     whole = run(given)

@@ -31,7 +31,7 @@ from ladderlm.types import Run
 
 @dataclass(frozen=True, slots=True)
 class GroupBatch:
-    """Answers with their prompts; over their tokens: log-probabilities when drawn, the reference's, advantages, whose."""
+    """Answers with their prompts; by token: log-probability when drawn, the reference's, advantage, whose it is."""
 
     batch: Batch
     drawn_N: Tensor
