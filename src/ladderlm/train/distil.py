@@ -30,7 +30,7 @@ from ladderlm.train.loop import fit
 from ladderlm.train.result import Result, bad_rows, check_finished, conclude, describe_data
 from ladderlm.train.rollout import Roller, load_prompts
 from ladderlm.train.settings import AlignConfig
-from ladderlm.train.tuning import prepare, save_tuned
+from ladderlm.train.tuning import prepare, room, save_tuned
 from ladderlm.types import Record, Run
 
 Loss = Callable[[Decoder, Batch], tuple[Tensor, dict[str, float]]]
@@ -63,7 +63,7 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     records = {"train": train, "held out": held_records}
     if config.learn == "text":
         records = _written(config, run, teacher_files, records)
-    longest = min(config.max_length, files.arch.context_length)
+    longest = min(config.max_length, room(config, files))
     examples = _examples(config.data, records["train"], files, longest, config.skip_bad)
     held = _examples("held out", records["held out"], files, longest, config.skip_bad)
     packing = Packing([len(e.ids) for e in examples], config.batch_tokens, config.seed)

@@ -30,7 +30,7 @@ from ladderlm.train.loop import fit
 from ladderlm.train.pairs import Pair, PairBatch, load, pair_batch, with_reference
 from ladderlm.train.result import Result, check_finished, conclude, describe_data
 from ladderlm.train.settings import AlignConfig
-from ladderlm.train.tuning import prepare, save_tuned
+from ladderlm.train.tuning import prepare, room, save_tuned
 from ladderlm.types import Run
 
 REFERENCE_FREE = ("orpo", "simpo")
@@ -109,7 +109,7 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     """Trains on pairs; `run` and `files` are the run begun and the model to align."""
     name, kto = config.objective, config.objective == "kto"
     train, held_records = two_sides(config)
-    longest = min(config.max_length, files.arch.context_length)
+    longest = min(config.max_length, room(config, files))
     pairs = load(config.data, train, files, longest, skip_bad=config.skip_bad, kto=kto)
     single = any(r.kind == "kto" for r in held_records)
     held = load("held out", held_records, files, longest, skip_bad=config.skip_bad, kto=single)

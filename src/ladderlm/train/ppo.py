@@ -163,7 +163,8 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
         return dataclasses.replace(drawn, answers=answers, beta=beta, figures={**drawn.figures, **told})
 
     def loss(model: ActorCritic, batch: PPOBatch) -> tuple[Tensor, dict[str, float]]:
-        found, figures = ppo_loss(*model(batch.batch), batch, clip=config.clip)
+        policy_N, values_N = model(batch.batch)
+        found, figures = ppo_loss(policy_N, values_N, batch, clip=config.clip)
         return found, {**figures, **batch.figures}
 
     with Roller(decoder, files, config.max_tokens, config.threads) as roller:

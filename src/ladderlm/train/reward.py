@@ -33,7 +33,7 @@ from ladderlm.train.optim import Optimiser
 from ladderlm.train.pairs import Pair, load
 from ladderlm.train.result import Result, check_finished, conclude, describe_data
 from ladderlm.train.settings import AlignConfig
-from ladderlm.train.tuning import prepare, save_tuned
+from ladderlm.train.tuning import prepare, room, save_tuned
 from ladderlm.types import Record, Run
 
 HEAD = "reward_head.safetensors"  # beside the weights or the adapter
@@ -131,7 +131,7 @@ def calibration(margins: Sequence[float]) -> tuple[float, list[Bin]]:
 def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     """Trains a reward model on preferences; an adapter or a model folder with a head comes out."""
     train, held_records = two_sides(config)
-    longest = min(config.max_length, files.arch.context_length)
+    longest = min(config.max_length, room(config, files))
     pairs = load(config.data, train, files, longest, skip_bad=config.skip_bad)
     held = load("held out", held_records, files, longest, skip_bad=config.skip_bad)
     decoder, tuned = prepare(config, files, lora_lr=1e-4, full_lr=1e-5)

@@ -25,8 +25,8 @@ from ladderlm.errors import LadderError, NotFound, UsageError
 from ladderlm.models.folder import ModelFiles
 from ladderlm.models.weights import Blocks
 from ladderlm.nn.decoder import Decoder
-from ladderlm.nn.lora import LoraLinear
 from ladderlm.nn.loss import Batch, make_batch, nats
+from ladderlm.nn.tuned import merged_state
 from ladderlm.text.render import render
 from ladderlm.train.examples import make_all
 from ladderlm.train.result import bad_rows
@@ -37,11 +37,13 @@ AGREE = 0.01  # nats by which engine and training model may differ over a token,
 
 
 class PolicyWeights:
-    """A decoder's weights as they are now, its low-rank updates merged, in float32."""
+    """A copy of a decoder's weights as they are now, its adapters merged, in float32.
+
+    Raises UsageError for virtual tokens, which are no part of the weights.
+    """
 
     def __init__(self, decoder: Decoder) -> None:
-        self._held = dict(decoder.named_parameters())
-        self._updates = {f"{n}.weight": m for n, m in decoder.named_modules() if isinstance(m, LoraLinear)}
+        self._held = merged_state(decoder)
         self._shapes = decoder.arch.tensor_shapes()
 
     def names(self) -> list[str]:
@@ -50,15 +52,10 @@ class PolicyWeights:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
 
-    @torch.no_grad()
     def float32(self, name: str) -> FloatArray:
         if name not in self._held:
             raise NotFound(f"the model has no tensor {name!r}", where="policy")
-        value = self._held[name]
-        if name in self._updates:
-            update = self._updates[name]
-            value = torch.addmm(value, update.lora_B.weight, update.lora_A.weight, alpha=update.scale)
-        return value.detach().numpy().astype(np.float32, copy=True)  # what trains changes in place
+        return self._held[name]
 
     def blocks(self, name: str) -> Blocks | None:
         return None

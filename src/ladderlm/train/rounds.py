@@ -22,13 +22,14 @@ from ladderlm.evals.helped import did_it_help
 from ladderlm.evals.report import Report
 from ladderlm.models.folder import ModelFiles
 from ladderlm.nn.decoder import Decoder, load_decoder
-from ladderlm.nn.lora import without_lora
 from ladderlm.nn.loss import nats
+from ladderlm.nn.tuned import without_adapter
 from ladderlm.train.aligning import panels, two_sides
 from ladderlm.train.checks import Checks, Reward, checkable
 from ladderlm.train.reward import ScoredBy
 from ladderlm.train.rollout import Answer, Order, Prompt, Roller, answers_batch, load_prompts, pieces
 from ladderlm.train.settings import AlignConfig
+from ladderlm.train.tuning import WEIGHTS
 from ladderlm.types import Record, Run
 
 B = TypeVar("B")
@@ -83,7 +84,7 @@ class Reference:
 
     def __init__(self, decoder: Decoder, files: ModelFiles, method: str) -> None:
         self._decoder = decoder
-        self._copy = None if method == "lora" else load_decoder(files).requires_grad_(False)
+        self._copy = load_decoder(files).requires_grad_(False) if method in WEIGHTS else None
 
     @torch.no_grad()
     def logprobs(self, prompts: Sequence[Prompt], answers: Sequence[Answer], budget: int) -> list[tuple[float, ...]]:
@@ -91,7 +92,7 @@ class Reference:
         out: list[tuple[float, ...]] = []
         off: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if self._copy is None:
-            off = without_lora(self._decoder)
+            off = without_adapter(self._decoder)
         with off:
             for group in pieces(prompts, answers, budget):
                 some = [answers[i] for i in group]
