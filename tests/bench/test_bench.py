@@ -60,6 +60,12 @@ def test_a_minute_of_alignment(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["climb", "shuffled"])
+def test_a_minute_of_tuning(name: str, shared_data: Path, tmp_path: Path, default_model: str, workspace: Path) -> None:
+    test_a_minute_of(name, tmp_path, default_model, workspace)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["domain", "languages"])
 def test_a_minute_of_training(name: str, shared_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "result.json"

@@ -30,7 +30,9 @@ def test_it_helps_and_the_result_opens(tiny: Path, tmp_path: Path, method: str) 
         )
     )  # fmt: skip
     assert result.scores["held_out_loss"] < result.scores["held_out_loss_before"] - 1
-    assert result.scores["helped"]["verdict"] == "helped"
+    # The answers are better told by far, but nobody can know which animal is meant: the page is not fooled.
+    assert result.scores["verdict"] == result.scores["helped"]["verdict"] == "no evidence"
+    assert result.scores["helped"]["metric"] == "balanced accuracy"
     files = open_model("tuned")
     lineage = files.lineage["adapter"] if method == "lora" else files.lineage
     assert lineage["parent"]["name"] == "tiny"

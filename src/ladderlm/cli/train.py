@@ -18,7 +18,18 @@ def pretrain(argv: list[str]) -> int:
 
 
 def finetune(argv: list[str]) -> int:
-    return train("finetune", parse("finetune", FinetuneConfig, argv, description="Tunes a model on records."))
+    config = parse("finetune", FinetuneConfig, argv, description="Tunes a model on records.")
+    return hosted(config) if config.at else train("finetune", config)
+
+
+def hosted(config: FinetuneConfig) -> int:
+    """Tunes a model where it is; torch is not needed."""
+    from ladderlm.apps.hosted import run
+
+    with show.progress():
+        result = run(config)
+    show.emit_json(result.to_dict()) if config.json else print(result.model)
+    return 0
 
 
 def align(argv: list[str]) -> int:

@@ -248,9 +248,20 @@ def forgetting_probe() -> tuple[Record, ...]:
     return tuple(records)
 
 
+def general_texts() -> tuple[Record, ...]:
+    """Text records of many kinds, written for this package: what a tuned model has lost of plain English shows here."""
+    text = importlib.resources.files("ladderlm.data").joinpath("general.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    return tuple(
+        make_record("text", {"text": row["text"]}, source=f"general/{row['topic']}", licence="Apache-2.0")
+        for row in rows
+    )
+
+
 BUILTIN: dict[str, Callable[[], Splits]] = {
     "docs-match": lambda: DocsMatch().splits,
     "docs-questions": docs_questions,
     "docs-preferences": docs_preferences,
     "forgetting-probe": lambda: {"test": forgetting_probe()},
+    "general-texts": lambda: {"test": general_texts()},
 }

@@ -55,7 +55,7 @@ def classify(
     if not records:
         raise UsageError("no records to classify")
     labels = task.labels
-    continuations = [_label_ids(tokenizer, template, label) for label in labels]
+    continuations = [label_ids(tokenizer, template, label) for label in labels]
 
     def log_likelihoods(record: Record) -> np.ndarray:
         prefix = prompt_ids(tokenizer, template, with_examples(task, record, examples))
@@ -101,7 +101,7 @@ def prompt_ids(tokenizer: Any, template: Any, conversation: Conversation) -> lis
     return [*start, *tokenizer.encode(text)]
 
 
-def _label_ids(tokenizer: Any, template: Any, label: str) -> list[int]:
+def label_ids(tokenizer: Any, template: Any, label: str) -> list[int]:
     ids = list(tokenizer.encode(label if template is not None else " " + label))
     if not ids:
         raise UsageError("a label has no tokens", where=repr(label))

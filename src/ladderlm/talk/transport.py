@@ -76,6 +76,17 @@ class Transport:
         with self._errors(watch), contextlib.closing(self._send("GET", path, None, watch)) as response:
             return _parse(response.read())
 
+    def upload(self, path: str, fields: Mapping[str, str], name: str, data: bytes) -> Any:
+        """The JSON that answers a file sent as a form, with its other fields."""
+        watch = _Watch(None, None)
+        form = (dict(fields), {"file": (name, data, "application/jsonl")})
+        with self._errors(watch), contextlib.closing(self._send("POST", path, None, watch, form)) as response:
+            return self._checked(_parse(response.read()))
+
+    def call(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The JSON object that answers `body`."""
+        return next(self.post(path, body))
+
     def post(
         self, path: str, body: Mapping[str, Any], *, cancel: Cancel | None = None, deadline: float | None = None
     ) -> Generator[Mapping[str, Any]]:
@@ -110,7 +121,10 @@ class Transport:
             raise NetworkError(f"the server failed: {self._clean(_message(value))}", where=self.host)
         return value
 
-    def _send(self, method: str, path: str, body: Mapping[str, Any] | None, watch: _Watch) -> httpx.Response:
+    def _send(
+        self, method: str, path: str, body: Mapping[str, Any] | None, watch: _Watch,
+        form: tuple[dict[str, str], dict[str, Any]] | None = None,
+    ) -> httpx.Response:  # fmt: skip
         """An open response with status 200. Tries again while nothing of an answer has come."""
         attempt = 0
         while True:
@@ -120,6 +134,8 @@ class Transport:
                 method,
                 self.url + path,
                 json=body,
+                data=form[0] if form else None,
+                files=form[1] if form else None,
                 headers={"Authorization": f"Bearer {key}"} if key else None,
                 extensions={"trace": watch.trace},
             )

@@ -57,9 +57,7 @@ def draw(config: AlignConfig, run: Run, roller: Roller, given: Setting) -> list[
         ]
     best = best_answers(answers, checked=isinstance(given.reward, Checks))
     mean = sum(a.reward for a in answers) / len(answers)
-    events.emit(
-        "align", f"{len(answers):,} answers of mean reward {mean:.3f}; best of {len(best):,} prompts kept"
-    )
+    events.emit("align", f"{len(answers):,} answers of mean reward {mean:.3f}; best of {len(best):,} prompts kept")
     store.write_json(path, {"format": 1, "mean": mean, "answers": [a.to_dict() for a in best]})
     return best
 

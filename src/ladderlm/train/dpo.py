@@ -11,6 +11,7 @@ p is the model that trains, q the one it started from. What q thinks never chang
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,11 +25,14 @@ from ladderlm.evals.intervals import bootstrap
 from ladderlm.models.folder import ModelFiles
 from ladderlm.nn.decoder import Decoder
 from ladderlm.nn.loss import nats
+from ladderlm.nn.tuned import without_adapter
 from ladderlm.train.aligning import loop_config, panels, two_sides
 from ladderlm.train.examples import Packing, per_document
+from ladderlm.train.held import HeldPairs
 from ladderlm.train.loop import fit
+from ladderlm.train.page import Page
 from ladderlm.train.pairs import Pair, PairBatch, load, pair_batch, with_reference
-from ladderlm.train.result import Result, check_finished, conclude, describe_data
+from ladderlm.train.result import Result, check_finished, conclude, describe_data, destination
 from ladderlm.train.settings import AlignConfig
 from ladderlm.train.tuning import prepare, room, save_tuned
 from ladderlm.types import Run
@@ -118,6 +122,8 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     if name not in REFERENCE_FREE:
         pairs = with_reference(decoder, pairs, config.batch_tokens, "reference")
     before = with_reference(decoder, held, config.batch_tokens, "before")
+    untuned = functools.partial(without_adapter, decoder)
+    page = None if single else Page(decoder, files, HeldPairs(held_records, files, longest), config.seed, untuned)
     packing = Packing([p.tokens for p in pairs], config.batch_tokens, config.seed)
 
     def loss(model: Decoder, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
@@ -132,8 +138,11 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     check_finished(run, fitted, "align")
     after = with_reference(decoder, held, config.batch_tokens, "after")
     scores, summary = compare(before, after, config, single=single)
+    outcome = page.after(decoder, destination(config.out).name) if page else None
+    scores |= outcome.scores() if outcome else {}
     path = save_tuned(config, files, decoder, describe_data(config.data, train), run.id, scores)
-    return conclude(run, f"Alignment of {files.name} by {name.upper()}", summary, path, fitted, scores, panels(run))
+    title = f"Alignment of {files.name} by {name.upper()}"
+    return conclude(run, title, summary, path, fitted, scores, panels(run), outcome)
 
 
 def compare(

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from ladderlm import events
 from ladderlm.data.records import read_records, split
 from ladderlm.errors import UsageError
-from ladderlm.evals.helped import Helped, did_it_help
 from ladderlm.models.folder import ModelFiles
 from ladderlm.models.reference import open_model
 from ladderlm.nn.loss import Batch, mean_nats
-from ladderlm.train.examples import Example, Packing, as_messages, example_nats, make_all, make_example, sorted_batch
+from ladderlm.nn.tuned import without_adapter
+from ladderlm.train.examples import Example, Packing, as_messages, make_all, make_example, sorted_batch
+from ladderlm.train.held import HeldAnswers
 from ladderlm.train.loop import fit
-from ladderlm.train.result import Result, bad_rows, begin, check_finished, conclude, describe_data, use_threads
+from ladderlm.train.page import Page
+from ladderlm.train.result import (
+    Result,
+    bad_rows,
+    begin,
+    check_finished,
+    conclude,
+    describe_data,
+    destination,
+    use_threads,
+)
 from ladderlm.train.settings import FinetuneConfig, LoopConfig
 from ladderlm.train.tuning import prepare, room, save_tuned
 from ladderlm.types import Record
@@ -30,13 +42,14 @@ def run(config: FinetuneConfig) -> Result:
     use_threads(config.threads)
     files = open_model(config.model)
     train, held = load_records(config)
-    examples, held_examples = render_all(config, files, train, held)
+    examples, _ = render_all(config, files, train, held)
     packing = Packing([len(e.ids) for e in examples], config.batch_tokens, config.seed)
     decoder, optimiser = prepare(config, files, lora_lr=5e-4, full_lr=5e-5)
     trained = sum(p.numel() for p in optimiser.parameters)
     tokens = sum(len(e.ids) for e in examples)
     events.emit("finetune", f"{len(examples):,} records, {tokens:,} tokens; {trained / 1e6:.2f} M weights train")
-    before = example_nats(decoder, held_examples, config.batch_tokens, "before")
+    sides = HeldAnswers(held, train, files, longest(config, files))
+    page = Page(decoder, files, sides, config.seed, functools.partial(without_adapter, decoder))
 
     def batches(i: int) -> Batch:
         return sorted_batch([examples[k] for k in packing(i)])
@@ -44,12 +57,13 @@ def run(config: FinetuneConfig) -> Result:
     loop = loop_config(config, packing)
     fitted = fit(decoder, mean_nats, batches, optimiser, run_, loop, stage="finetune")
     check_finished(run_, fitted, "finetune")
-    after = example_nats(decoder, held_examples, config.batch_tokens, "after")
-    helped = compare(held_examples, before, after, config.seed)
-    losses = {"held_out_loss_before": helped.before.mean, "held_out_loss": helped.after.mean}
-    scores = {**losses, "helped": helped.to_dict()}
+    outcome = page.after(decoder, destination(config.out).name)
+    loss = next(h for h in outcome.task if h.metric == "loss per token")
+    losses = {"held_out_loss_before": loss.before.mean, "held_out_loss": loss.after.mean}
+    scores = losses | outcome.scores()
     path = save_tuned(config, files, decoder, describe_data(config.data, train), run_.id, scores)
-    return conclude(run_, f"Fine-tuning of {files.name}", str(helped), path, fitted, scores)
+    title = f"Fine-tuning of {files.name}"
+    return conclude(run_, title, outcome.sentence, path, fitted, scores, outcome=outcome)
 
 
 def load_records(config: FinetuneConfig) -> tuple[list[Record], list[Record]]:
@@ -67,11 +81,11 @@ def render_all(
     config: FinetuneConfig, files: ModelFiles, train: Sequence[Record], held: Sequence[Record]
 ) -> tuple[list[Example], list[Example]]:
     """Both sides as examples. A bad record is an error that names it, or is left out with --skip-bad."""
-    longest = min(config.max_length, room(config, files))
+    most = longest(config, files)
     sides = []
     everything = as_messages([*train, *held])  # together, so that both sides are asked with the same labels
     for name, side in ((config.data, everything[: len(train)]), ("held out", everything[len(train) :])):
-        made, problems = make_all(side, lambda record: make_example(record, files, longest))
+        made, problems = make_all(side, lambda record: make_example(record, files, most))
         bad_rows(name, problems, config.skip_bad)
         if not made:
             raise UsageError("no usable record", where=name)
@@ -90,8 +104,6 @@ def loop_config(config: FinetuneConfig, packing: Packing) -> LoopConfig:
     )
 
 
-def compare(examples: Sequence[Example], before: Sequence[float], after: Sequence[float], seed: int) -> Helped:
-    """Loss per learnt token of each held-out record, before and after."""
-    counts = [sum(e.mask[1:]) for e in examples]
-    sides: list[list[float]] = [[n / c for n, c in zip(nats, counts, strict=True)] for nats in (before, after)]
-    return did_it_help("loss per token", sides[0], sides[1], higher_is_better=False, seed=seed)
+def longest(config: FinetuneConfig, files: ModelFiles) -> int:
+    """The most tokens a record may have."""
+    return min(config.max_length, room(config, files))

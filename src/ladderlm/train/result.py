@@ -15,6 +15,8 @@ import torch
 
 from ladderlm import events, store
 from ladderlm.errors import Cancelled, FormatError, StorageError, UsageError
+from ladderlm.evals.outcome import Outcome
+from ladderlm.evals.outcome import fill as fill_outcome
 from ladderlm.evals.report import Report
 from ladderlm.train.checkpoint import discard_checkpoints
 from ladderlm.train.loop import Fit
@@ -94,15 +96,19 @@ def check_finished(run: Run, fit: Fit, verb: str) -> None:
 
 def conclude(
     run: Run, title: str, summary: str, path: Path, fit: Fit, scores: Mapping[str, Any],
-    fill: Callable[[Report], None] | None = None,
+    fill: Callable[[Report], None] | None = None, outcome: Outcome | None = None,
 ) -> Result:  # fmt: skip
     """Writes result.json and the one-page report, and drops the checkpoints: the result has been saved.
 
-    `fill` adds sections of its own to the report, after the scores.
+    The page begins with the `outcome`, if there is one; `fill` adds sections of its own after the scores.
     """
+    if outcome:
+        outcome.save(run)
     result = Result(str(path.resolve()), run.id, fit.steps, fit.tokens, fit.seconds, fit.loss, dict(scores))
     store.write_json(run.path / "result.json", {"format": 1, **result.to_dict()})
     report = Report(title, summary)
+    if outcome:
+        fill_outcome(report, outcome)
     flat = [(name.replace("_", " "), value) for name, value in scores.items() if not isinstance(value, Mapping)]
     report.section("Scores").table(("what", "value"), flat)
     if fill:

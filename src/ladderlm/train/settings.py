@@ -196,6 +196,7 @@ class FinetuneConfig(Value):
     model: str = option(DEFAULT_MODEL, "the model to tune", short="-m")
     out: str = option("tuned", "name or path of the result", short="-o")
     held_out: str = option("", "records to measure on; else a twentieth of the data is kept apart")
+    at: str = option("", "tune a hosted model instead: the URL of an API with fine_tuning/jobs; -m is its name there")
     method: str = option("lora", "what trains: see docs/finetune.md", choices=METHODS)
     rank: int = option(8, "rank of the adapter")
     alpha: float = option(16.0, "scale of the adapter, over its rank or, of rslora, over the root of it")
