@@ -1,7 +1,7 @@
 """Shuffled labels: of 20 fine-tunings on labels that mean nothing, how many does the page call a help?
 
-SST-2's sentences with their labels shuffled anew for each seed; the default model and LoRA. Bars: at most 1 of 20 seeds is
-"helped"; the same run on the true labels is.
+SST-2's sentences with their labels shuffled anew for each seed; the default model and LoRA. Bars: at most 1 of 20 seeds
+is "helped"; the same run on the true labels is.
 """
 
 from __future__ import annotations

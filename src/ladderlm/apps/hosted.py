@@ -54,8 +54,8 @@ class HostedResult(Value):
 def run(config: FinetuneConfig, pause: float = PAUSE) -> HostedResult:
     """Checks, measures, uploads, waits, measures again, and writes the page."""
     started = time.monotonic()
-    if config.resume:
-        run_ = store.open_run(config.resume)
+    run_ = store.open_run(config.resume) if config.resume else None
+    if run_:
         stored = store.read_json(run_.config)
         if stored.get("kind") != KIND:
             raise UsageError("not a run of a hosted model", where=run_.id, cure="leave out --at")
@@ -66,7 +66,7 @@ def run(config: FinetuneConfig, pause: float = PAUSE) -> HostedResult:
     rows = [_row(record) for record in train]
     if len(rows) < LEAST:
         raise UsageError(f"only {len(rows)} examples", where=config.data, cure=f"give {LEAST} or more")
-    if not config.resume:
+    if run_ is None:
         run_ = store.new_run(KIND, {"settings": config.to_dict()})
     items = items_of(held)
     labels = labels_of(items_of([*train, *held]))

@@ -47,8 +47,8 @@ class Judge:
 
     def __init__(self, ref: str, principles: Sequence[str] = (), *, max_cost: float | None = None) -> None:
         self._asker = Asker(ref, max_cost=max_cost, tokens=8)
-        self._principles = tuple(principles)
-        self._turns = itertools.cycle(self._principles or ("",))
+        self._turns = itertools.cycle(tuple(principles) or ("",))
+        self._tells = True
 
     @property
     def cost(self) -> float:
@@ -70,16 +70,16 @@ class Judge:
     def _first_share(self, prompt: str, first: str, second: str, principle: str) -> float:
         """How sure the judge is that the first is better, 0 to 1; 0.5 where it says neither A nor B."""
         rule = f"Judge by this principle: {principle}\n" if principle else ""
-        text = ASK.replace("{principle}", rule)
-        for name, value in (("{prompt}", prompt), ("{first}", first), ("{second}", second)):
-            text = text.replace(name, value, 1)
+        text = ASK.format(prompt=prompt, first=first, second=second, principle=rule)
         turns = Conversation((Message.of("system", SYSTEM), Message.of("user", text)))
-        try:
-            a, b = self._asker.rank(turns, ("A", "B"))
-        except (NotFound, UsageError):  # it tells no probabilities
-            said = self._asker.write(turns).strip(" *\"'(").upper()
-            return 1.0 if said.startswith("A") else 0.0 if said.startswith("B") else 0.5
-        return 1 / (1 + math.exp(min(700.0, b - a)))
+        if self._tells:
+            try:
+                a, b = self._asker.rank(turns, ("A", "B"))
+                return 1 / (1 + math.exp(min(700.0, b - a)))
+            except (NotFound, UsageError):
+                self._tells = False  # no probabilities: it writes
+        said = self._asker.write(turns).strip(" *\"'(").upper()
+        return 1.0 if said.startswith("A") else 0.0 if said.startswith("B") else 0.5
 
 
 def read_principles(path: str) -> list[str]:

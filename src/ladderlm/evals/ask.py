@@ -22,11 +22,12 @@ MOST_LABELS = 20
 
 @dataclass(frozen=True, slots=True)
 class Item(Value):
-    """A question and its answer."""
+    """A question and its answer; `before` are the turns that lead to the question."""
 
     id: str
     text: str
     answer: str
+    before: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,13 @@ class Prompt(Value):
     system: str = ""
     shots: tuple[Item, ...] = ()
 
-    def conversation(self, text: str) -> Conversation:
-        turns = [Message.of("system", self.system)] if self.system else []
+    def conversation(self, item: Item) -> Conversation:
+        """The prompt's own system message takes the place of the item's."""
+        turns = [Message.of("system", self.system)] if self.system else [m for m in item.before if m.role == "system"]
         for shot in self.shots:
             turns += [Message.of("user", self.ask(shot.text)), Message.of("assistant", shot.answer)]
-        return Conversation((*turns, Message.of("user", self.ask(text))))
+        turns += [m for m in item.before if m.role != "system"]
+        return Conversation((*turns, Message.of("user", self.ask(item.text))))
 
     def ask(self, text: str) -> str:
         return self.template.replace("{text}", text)
@@ -60,7 +63,7 @@ class Said(Value):
 
 
 def items_of(records: Sequence[Record]) -> list[Item]:
-    """Class, completion, answer and one-question messages records as items. FormatError for other kinds."""
+    """Class, completion, answer and messages records as items. FormatError for other kinds."""
     found = []
     for record in records:
         if record.kind == "class":
@@ -69,10 +72,9 @@ def items_of(records: Sequence[Record]) -> list[Item]:
             found.append(Item(record.id, record["prompt"], record["answer"]))
         elif record.kind in ("completion", "messages"):
             turns = conversation(record).messages
-            if len(turns) < 2 or turns[-1].role != "assistant":
+            if [turn.role for turn in turns[-2:]] != ["user", "assistant"]:
                 raise FormatError("no question with an answer", where=f"record {record.id}")
-            asked = "\n\n".join(turn.text for turn in turns[:-1])
-            found.append(Item(record.id, asked, turns[-1].text))
+            found.append(Item(record.id, turns[-2].text, turns[-1].text, tuple(turns[:-2])))
         else:
             raise FormatError(f"a {record.kind} record has no answer to check", where=f"record {record.id}")
     return found
@@ -128,7 +130,7 @@ class Asker:
         found = []
         for item in events.track(items, stage, unit="items"):
             self.calls += 1
-            turns = prompt.conversation(item.text)
+            turns = prompt.conversation(item)
             if by_likelihood:
                 ids = prompt_ids(files.tokenizer, files.template, turns)
                 rows = self._chat.engine.score(ids, endings, adapter=self._chat.adapter)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ladderlm import store
+from ladderlm.errors import LadderError
 from ladderlm.evals.helped import Helped, Scored, did_it_help
 from ladderlm.evals.intervals import Interval, bootstrap_ratio
 from ladderlm.evals.outcome import Outcome, Stage, chain, chain_section, load
@@ -33,8 +34,7 @@ class Figure(Value):
 
 @dataclass(frozen=True, slots=True)
 class Compared(Value):
-    """`settings` that differ, as (name, first, second); figures; a sentence. `chained`: the second began with the
-    first's model, or both with one: then `stages` are the models on the way."""
+    """Which is better in one sentence; `settings` that differ and `cost`, as (name, first, second); figures."""
 
     runs: tuple[str, str]
     sentence: str
@@ -135,9 +135,14 @@ def _page(found: Compared, a: Outcome, b: Outcome) -> Report:
 
 def _stages(found: Compared, a: Outcome, b: Outcome) -> list[Stage]:
     """Base, first, second: where the second came from the first's model, or both from one model."""
-    stages = chain(b)
-    if found.runs[0] == b.parent_run or a.parent_run == b.parent_run != "":
-        return stages
+    earlier = b.parent_run
+    while earlier:
+        if earlier == found.runs[0]:
+            return chain(b)
+        try:
+            earlier = load(store.open_run(earlier)).parent_run
+        except LadderError:
+            break
     if a.parent == b.parent and a.parent_run == b.parent_run:
         return [Stage(a.parent, a.before), Stage(a.model, a.after), Stage(b.model, b.after)]
     return []

@@ -65,8 +65,14 @@ class HeldAnswers:
 
     def _choose(self, model: Decoder) -> Scored:
         """Which label is the likeliest answer to each record: balanced accuracy."""
-        records = self._kept[: max(20, MOST_SCORED // len(self.labels))]
-        examples = [make_example(with_answer(r, label), self._files, 10**9) for r in records for label in self.labels]
+        records, examples = list[Record](), list[Example]()
+        for record in self._kept[: max(20, MOST_SCORED // len(self.labels))]:
+            try:
+                tried = [make_example(with_answer(record, label), self._files, self._length) for label in self.labels]
+            except LadderError:  # too long with another label
+                continue
+            records.append(record)
+            examples += tried
         nats = example_nats(model, examples, BUDGET, "labels")
         many = len(self.labels)
         rows = [nats[i * many : (i + 1) * many] for i in range(len(records))]

@@ -102,7 +102,7 @@ def _prepare(config: ClimbConfig, folder: Path) -> Work:
         raise UsageError(f"only {len(train)} records and {len(test)} to test on", where=config.data,
                          cure=f"give {LEAST} or more")  # fmt: skip
     train, dev = split(train, min(0.3, max(0.05, 100 / len(train))), config.seed + 1, by="id")
-    dev, test = dev[:200], test[: config.test]
+    dev, test = dev[:100], test[: config.test]
     files = {}
     for name, side in (("train", train), ("dev", dev), ("test", test)):
         files[name] = str(folder / f"{name}.jsonl")
