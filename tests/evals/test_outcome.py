@@ -61,7 +61,7 @@ def test_the_sentence_tells_what_was_lost(tmp_path: Path) -> None:
     assert found.verdict == "helped"
     assert found.sentence.startswith("It helped: score went from ")
     assert "It forgot: bits went from " in found.sentence
-    assert "no evidence that it forgot" in made(0.2, 0.6, 1.0).sentence
+    assert "no evidence that it forgot" in made(0.2, 0.6, 0.98).sentence
     assert made(0.6, 0.2, 1.0).verdict == "harmed"
     run = Run(tmp_path)
     found.save(run)
