@@ -1,7 +1,7 @@
 """The matrix product of a layer, by whichever of torch's libraries is the faster on this processor.
 
-torch's own product goes through MKL, which on AMD processors leaves their AVX-512 units idle. A convolution with a
-1 x 1 kernel is the same product, goes through oneDNN, and is faster there, forward and backward.
+torch's own product in fp32 goes through MKL, which on AMD processors leaves their AVX-512 units idle. A convolution with
+a 1 x 1 kernel is the same product, goes through oneDNN, and is faster there, forward and backward.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,7 +28,8 @@ def _amd_with_avx512() -> bool:
 def linear(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
     """x_TI times the transposed weight_OI: y_TO."""
     rows = x_TI.shape[0]
-    if x_TI.dim() != 2 or rows < FEWEST_ROWS or x_TI.device.type != "cpu" or not _amd_with_avx512():
+    usual = x_TI.dim() != 2 or rows < FEWEST_ROWS or x_TI.device.type != "cpu" or torch.is_autocast_enabled("cpu")
+    if usual or not _amd_with_avx512():
         return F.linear(x_TI, weight_OI)
     # One picture, one pixel per row, channels last: both views keep the memory as it is.
     picture = x_TI.contiguous().view(1, rows, 1, -1).permute(0, 3, 1, 2)

@@ -24,9 +24,21 @@ def derived(config: PretrainConfig) -> PretrainConfig:
     found = _by_depth(config) if config.depth else config
     lr, muon_lr = (GO_ON_LR, 0.0) if config.model else (LR, MUON_LR)
     shrink = math.sqrt(RATED / found.dim) if config.depth and not config.model else 1.0
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if multiplies_bf16(config.device) else "fp32"
     return dataclasses.replace(
-        found, lr=config.lr or lr * shrink, muon_lr=config.muon_lr if config.muon_lr >= 0 else muon_lr * shrink
-    )
+        found, lr=config.lr or lr * shrink, muon_lr=config.muon_lr if config.muon_lr >= 0 else muon_lr * shrink,
+        precision=precision,
+    )  # fmt: skip
+
+
+def multiplies_bf16(device: str) -> bool:
+    """Whether the hardware has instructions for products of bfloat16."""
+    if device != "cpu":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    found = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def _by_depth(config: PretrainConfig) -> PretrainConfig:

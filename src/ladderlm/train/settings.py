@@ -14,7 +14,7 @@ from ladderlm.types import Value
 
 METHODS = ("lora", "full")
 SCHEDULES = ("wsd", "cosine")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16")
 OBJECTIVES = ("causal", "fim", "mlm", "mlm+nsp", "spans")
 DEVICES = ("cpu", "cuda")
 PARALLEL = ("ddp", "fsdp")
@@ -108,7 +108,8 @@ class PretrainConfig(Value):
     ema: float = option(0.0, "decay of a moving average of the weights, which is what is kept; 0: none")
     z_loss: float = option(0.0, "weight of the squared logarithm of the softmax's denominator")
     recompute: bool = option(False, "less memory, a third more time: activations are made again on the way back")
-    precision: str = option("fp32", "bf16 on GPUs: products in 16 bits, weights in 32", choices=PRECISIONS)
+    precision: str = option("auto", "bf16: products in 16 bits, weights in 32; auto: where the hardware has them",
+                            choices=PRECISIONS)  # fmt: skip
     device: str = option("cpu", "where to train", choices=DEVICES)
     parallel: str = option("ddp", "under torchrun: a whole model in each process, or shards", choices=PARALLEL)
     evaluate_every: int = option(0, "steps between measurements on held-out text; 0: at the end only")
