@@ -1,9 +1,10 @@
-"""`python -m bench.readme [--check]`: writes the measured figures into README from bench/results, or checks them."""
+"""`python -m bench.readme [--check]`: puts the figures of bench/results into README and docs, or checks."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,16 +103,45 @@ def engine(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
     return rows
 
 
+def by_size(found: dict[str, dict[str, Any]]) -> str:
+    """Speed, memory and loading of models of growing size; "" before they are measured."""
+    if not (sizes := found.get("sizes")):
+        return ""
+    rows = []
+    for name, one in sizes.items():
+        if not isinstance(one, dict) or "work" not in one:
+            continue
+        decode, prefill, fresh = one["work"]["decode_128"], one["work"].get("prefill_512"), one["fresh"]
+        read = f"{prefill['ladderlm']:,.0f} ({prefill['llama.cpp']:,.0f})" if prefill else ""
+        cells = (
+            name.upper(), f"{one['weight_bytes'] / 1e6:,.0f} MB",
+            f"{decode['ladderlm']:,.1f} ({decode['llama.cpp']:,.1f})", read, f"{100 * decode['share']:.0f} %",
+            f"{fresh['load_seconds']:.1f} s", f"{fresh['peak_bytes'] / 1e6:,.0f} MB",
+        )  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |\n")
+    machine = sizes["machine"]
+    head = (
+        "| weights | in 4 bits | tok/s, one sequence | tok/s, prompt of 512 | of the bandwidth | load | peak memory |"
+    )
+    where = f"{machine['cores']} cores of {machine['cpu']}, {sizes['date']}"
+    said = f"Random Llama-style models at Q4_0 on {where}; in brackets llama.cpp built for it, in the same run:"
+    return f"{said}\n\n{head}\n|---|---|---|---|---|---|---|\n{''.join(rows)}"
+
+
+PAGES: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {"README.md": table, "docs/engine.md": by_size}
+
+
 def main() -> int:
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
-    wanted = f"{head}{BEGIN}\n{table(results())}{END}{tail}"
-    if "--check" in sys.argv:
-        return 0 if wanted == text else 1
-    readme.write_text(wanted, encoding="utf-8")
-    return 0
+    found, differ = results(), 0
+    for name, make in PAGES.items():
+        page = ROOT / name
+        text = page.read_text(encoding="utf-8")
+        head, rest = text.split(BEGIN)
+        wanted = f"{head}{BEGIN}\n{make(found)}{END}{rest.split(END)[1]}"
+        differ += wanted != text
+        if "--check" not in sys.argv:
+            page.write_text(wanted, encoding="utf-8")
+    return int("--check" in sys.argv and differ > 0)
 
 
 if __name__ == "__main__":
