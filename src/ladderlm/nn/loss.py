@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ladderlm.nn.blocks import scores
 from ladderlm.nn.decoder import Decoder
+from ladderlm.nn.linear import product
 
 B = TypeVar("B")
 ROWS = 256  # logits of this many positions exist at a time
@@ -109,17 +110,22 @@ class _MeanHead(torch.autograd.Function):
             rows = slice(start, start + ROWS)
             logits_RV = scores(hidden_ND[rows], head_VD, cap).float()
             targets_R1 = targets_N[rows, None]
-            log_sum_R = logits_RV.logsumexp(-1)
-            total += (log_sum_R - logits_RV.gather(1, targets_R1).squeeze(1)).sum()
+            wanted_R1 = logits_RV.gather(1, targets_R1)
             slope_RV = (1 - (logits_RV / cap) ** 2) if cap else None
-            grad_RV = logits_RV.sub_(log_sum_R[:, None]).exp_()
+            most_R1 = logits_RV.amax(-1, keepdim=True)
+            grad_RV = logits_RV.sub_(most_R1).exp_()
+            sum_R1 = grad_RV.sum(-1, keepdim=True)
+            log_sum_R1 = sum_R1.log() + most_R1
+            total += (log_sum_R1 - wanted_R1).sum()
+            share_R1 = sum_R1.reciprocal()
             if z_loss:
-                penalty += z_loss * log_sum_R.square().sum()
-                grad_RV *= 1 + 2 * z_loss * log_sum_R[:, None]
+                penalty += z_loss * log_sum_R1.square().sum()
+                share_R1 *= 1 + 2 * z_loss * log_sum_R1
+            grad_RV *= share_R1
             grad_RV.scatter_add_(1, targets_R1, torch.full_like(targets_R1, -1.0, dtype=grad_RV.dtype))
             grad_RV = grad_RV if slope_RV is None else grad_RV * slope_RV
-            grad_ND[rows] = torch.mm(grad_RV, head_VD)
-            grad_VD += torch.mm(grad_RV.T, hidden_ND[rows])
+            grad_ND[rows] = product(grad_RV, head_VD.t())
+            grad_VD += product(grad_RV.t(), hidden_ND[rows].t())
         ctx.save_for_backward(grad_ND.div_(count), grad_VD.div_(count))
         ctx.mark_non_differentiable(mean := total / count)
         return (total + penalty) / count, mean
@@ -153,7 +159,7 @@ class _FrozenHead(torch.autograd.Function):
                 grad_RV.scatter_add_(1, targets_R1, torch.full_like(targets_R1, -1.0, dtype=grad_RV.dtype))
                 if cap:
                     grad_RV *= 1 - (logits_RV / cap) ** 2
-                torch.mm(grad_RV, head_VD, out=grad_ND[rows])
+                grad_ND[rows] = product(grad_RV, head_VD.t())
         ctx.save_for_backward(grad_ND)
         return nats_N
 
