@@ -3,6 +3,9 @@
 A child process trains a small decoder with data in random order, a moving average and frequent
 checkpoints. It is killed (SIGKILL) at random moments, some of them while a checkpoint is being written, and started
 again until it ends; its final weights are compared, bit by bit, with those of a run that nobody touched.
+
+Another child may all at once write no more than a few bytes to a file, as when the disk is full. It must say so, leave
+its last checkpoint whole, and go on to the same bits once there is space again.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -20,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 STEPS, EVERY = 400, 3
+SPACE = 100_000  # bytes left on the full disk: for lines of the log, not for a checkpoint
 ARGS = {"dim": 64, "layers": 2, "heads": 2, "vocab_size": 300, "seq_len": 64, "batch_tokens": 256, "threads": 1}
 
 
@@ -101,6 +106,26 @@ def kill(process: subprocess.Popen[bytes], folder: Path, rng: random.Random, in_
     return "while writing" if during else "between"
 
 
+def checkpoints(folder: Path) -> list[int]:
+    """The steps of those that are whole."""
+    return sorted(int(p.name.rpartition("-")[2]) for p in (folder / "checkpoints").glob("step-*"))
+
+
+def fill_up(folder: Path, data: Path, steps: int, whole: str) -> dict[str, Any]:
+    """What a run says and leaves whose disk is suddenly full, and whether it then goes on."""
+    process = child(folder, data, steps)
+    while process.poll() is None and len(checkpoints(folder)) < 2:
+        time.sleep(0.002)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (SPACE, SPACE))
+    _, errors = process.communicate()
+    left = checkpoints(folder)
+    resumed = finished(child(folder, data, steps), folder)
+    return {
+        "said": errors.decode().strip().splitlines()[-1].replace(str(folder), "RUN"), "failed": process.returncode != 0,
+        "checkpoints_left": left, "identical": resumed == whole,
+    }  # fmt: skip
+
+
 def prove(kills: int, steps: int, seed: int = 0) -> dict[str, Any]:
     """Kills a run so often, and compares; every second time it waits for a checkpoint being written."""
     rng = random.Random(seed)
@@ -108,27 +133,32 @@ def prove(kills: int, steps: int, seed: int = 0) -> dict[str, Any]:
         folder = Path(scratch)
         data = text(folder / "text.jsonl")
         whole = finished(child(folder / "whole", data, steps), folder / "whole")
+        full = fill_up(folder / "full", data, steps, whole)
         moments: list[str] = []
         reached: list[int] = []
         while len(moments) < kills:
             process = child(folder / "killed", data, steps)
             moments.append(kill(process, folder / "killed", rng, len(moments) % 2 == 1))
-            saved = sorted(p.name for p in (folder / "killed" / "checkpoints").glob("step-*"))
-            reached.append(int(saved[-1].rpartition("-")[2]) if saved else 0)
+            reached.append(max(checkpoints(folder / "killed"), default=0))
             if (folder / "killed" / "final.json").exists():
                 raise RuntimeError(f"the run ended after {len(moments)} of {kills} kills: give it more steps")
         killed = finished(child(folder / "killed", data, steps), folder / "killed")
     return {
         "kills": kills, "while_writing_a_checkpoint": moments.count("while writing"), "steps": steps,
-        "steps_reached": reached, "identical": killed == whole,
+        "steps_reached": reached, "identical": killed == whole, "disk_full": full,
     }  # fmt: skip
 
 
 def measure(minute: bool) -> dict[str, Any]:
     found = prove(3, 120) if minute else prove(20, STEPS)
+    full = found["disk_full"]
     return found | {
         "bars": {
             "the final weights are bit-identical to those of the unbroken run": found["identical"],
             "some kills came while a checkpoint was being written": found["while_writing_a_checkpoint"] > 0,
+            "a full disk is told, leaves the last checkpoints, and the run goes on to the same bits": full["failed"]
+            and "the disk is full" in full["said"]
+            and len(full["checkpoints_left"]) == 2
+            and full["identical"],
         }
     }

@@ -333,3 +333,7 @@ def test_a_file_too_large_for_the_system_is_told_as_a_full_disk(tmp_path: Path) 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step-00000000", "step-00000003"]
+    resumed, found = train(run, varied(checkpoint_steps=3))
+    assert found.steps == 12
+    whole, _ = train(store.new_run("t", {}, path=tmp_path / "b"), CONFIG)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))

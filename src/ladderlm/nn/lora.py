@@ -38,8 +38,7 @@ class LoraLinear(nn.Module):
         self.lora_B.weight.zero_()
 
     def forward(self, x_TI: Tensor) -> Tensor:
-        y_TO = linear(x_TI, self.weight)
-        y_TO = y_TO if self.bias is None else y_TO + self.bias
+        y_TO = linear(x_TI, self.weight, self.bias)
         return torch.addmm(y_TO, self.lora_A(x_TI), self.lora_B.weight.t(), alpha=self.scale)
 
 

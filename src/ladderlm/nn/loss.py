@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ladderlm.nn.blocks import scores
 from ladderlm.nn.decoder import Decoder
+from ladderlm.nn.dense import narrow
+from ladderlm.nn.linear import product
 
 B = TypeVar("B")
 ROWS = 256  # logits of this many positions exist at a time
@@ -102,24 +104,29 @@ class _MeanHead(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, cap: float, z_loss: float
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        count = len(hidden_ND)
+        count, narrow_ND, narrow_VD = len(hidden_ND), narrow(hidden_ND), narrow(head_VD)
         grad_ND, grad_VD = torch.empty_like(hidden_ND), torch.zeros_like(head_VD)
         total, penalty = (torch.zeros((), device=hidden_ND.device) for _ in range(2))
         for start in range(0, count, ROWS):
             rows = slice(start, start + ROWS)
-            logits_RV = scores(hidden_ND[rows], head_VD, cap).float()
+            logits_RV = scores(narrow_ND[rows], narrow_VD, cap).float()
             targets_R1 = targets_N[rows, None]
-            log_sum_R = logits_RV.logsumexp(-1)
-            total += (log_sum_R - logits_RV.gather(1, targets_R1).squeeze(1)).sum()
+            wanted_R1 = logits_RV.gather(1, targets_R1)
             slope_RV = (1 - (logits_RV / cap) ** 2) if cap else None
-            grad_RV = logits_RV.sub_(log_sum_R[:, None]).exp_()
+            most_R1 = logits_RV.amax(-1, keepdim=True)
+            grad_RV = logits_RV.sub_(most_R1).exp_()
+            sum_R1 = grad_RV.sum(-1, keepdim=True)
+            log_sum_R1 = sum_R1.log() + most_R1
+            total += (log_sum_R1 - wanted_R1).sum()
+            share_R1 = sum_R1.reciprocal()
             if z_loss:
-                penalty += z_loss * log_sum_R.square().sum()
-                grad_RV *= 1 + 2 * z_loss * log_sum_R[:, None]
+                penalty += z_loss * log_sum_R1.square().sum()
+                share_R1 *= 1 + 2 * z_loss * log_sum_R1
+            grad_RV *= share_R1
             grad_RV.scatter_add_(1, targets_R1, torch.full_like(targets_R1, -1.0, dtype=grad_RV.dtype))
-            grad_RV = grad_RV if slope_RV is None else grad_RV * slope_RV
-            grad_ND[rows] = torch.mm(grad_RV, head_VD)
-            grad_VD += torch.mm(grad_RV.T, hidden_ND[rows])
+            grad_RV = narrow(grad_RV if slope_RV is None else grad_RV * slope_RV)
+            grad_ND[rows] = product(grad_RV, narrow_VD.t())
+            grad_VD += product(grad_RV.t(), narrow_ND[rows].t())
         ctx.save_for_backward(grad_ND.div_(count), grad_VD.div_(count))
         ctx.mark_non_differentiable(mean := total / count)
         return (total + penalty) / count, mean
@@ -153,7 +160,7 @@ class _FrozenHead(torch.autograd.Function):
                 grad_RV.scatter_add_(1, targets_R1, torch.full_like(targets_R1, -1.0, dtype=grad_RV.dtype))
                 if cap:
                     grad_RV *= 1 - (logits_RV / cap) ** 2
-                torch.mm(grad_RV, head_VD, out=grad_ND[rows])
+                grad_ND[rows] = product(grad_RV, head_VD.t())
         ctx.save_for_backward(grad_ND)
         return nats_N
 

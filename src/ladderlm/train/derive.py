@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -15,7 +16,7 @@ from ladderlm.train.settings import PretrainConfig
 WIDTH = 64  # of a head, and per layer of the whole
 TOKENS_PER_PARAMETER = 20  # compute-optimal (Hoffmann et al. 2022)
 RATED = 192  # the width that the learning rates below were found at; they fall with its square root
-LR, MUON_LR, GO_ON_LR = 0.005, 0.02, 1e-4
+LR, MUON_LR, GO_ON_LR = 0.01, 0.01, 1e-4
 BATCH, BATCH_TOKENS = 2048, 20e6  # tokens in a step of a run of so many tokens; it grows with their square root
 
 
@@ -37,8 +38,20 @@ def multiplies_bf16(device: str) -> bool:
     """Whether the hardware has instructions for products of bfloat16."""
     if device != "cpu":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return _has("avx512_bf16", "amx_bf16")
+
+
+def multiplies_int8(device: str) -> bool:
+    """Whether the processor has instructions for products of 8-bit integers."""
+    return device == "cpu" and _has("avx512_vnni", "avx_vnni", "amx_int8")
+
+
+def _has(*any_of: str) -> bool:
     found = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return any(found.get(name) for name in any_of)
+
+
+FAST: dict[str, Callable[[str], bool]] = {"bf16": multiplies_bf16, "int8": multiplies_int8}
 
 
 def _by_depth(config: PretrainConfig) -> PretrainConfig:

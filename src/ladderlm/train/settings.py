@@ -14,7 +14,7 @@ from ladderlm.types import Value
 
 METHODS = ("lora", "full")
 SCHEDULES = ("wsd", "cosine")
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
 OBJECTIVES = ("causal", "fim", "mlm", "mlm+nsp", "spans")
 DEVICES = ("cpu", "cuda")
 PARALLEL = ("ddp", "fsdp")
@@ -28,7 +28,7 @@ class LoopConfig(Value):
     of all steps; "cosine" falls from the warmup on. `accumulate` batches make a step, fewer in the first `batch_ramp`
     steps. `clip`: the largest gradient norm (0: no clipping). `ema`: decay of a moving average of the weights, which is
     then what is measured and kept (0: none); with `best` the weights of the lowest held-out loss are kept instead of
-    the last ones. `precision` "bf16" is for hardware that has it: products in 16 bits, weights in 32.
+    the last ones. `precision` is that of products, weights stay fp32; bf16 and int8 need hardware with them.
 
     A checkpoint is written every `checkpoint_minutes`, or `checkpoint_steps` if those are set; `keep` of them stay. A
     loss or gradient that is not finite, or with `spike` a loss that lies as many deviations above the last ones, goes
@@ -98,8 +98,8 @@ class PretrainConfig(Value):
     length_ramp: int = option(0, "steps over which windows grow, from an eighth of seq_len; next tokens only")
     minutes: float = option(0.0, "time budget; the number of steps is worked out from the first ones")
     steps: int = option(0, "optimiser steps, instead of a time budget")
-    lr: float = option(0.0, "learning rate of AdamW: embeddings and norms; 0: 0.005, going on from a model 1e-4")
-    muon_lr: float = option(-1.0, "learning rate of Muon: matrices in the layers; 0: AdamW for all; -1: 0.02, going on "
+    lr: float = option(0.0, "learning rate of AdamW: embeddings and norms; 0: 0.01, going on from a model 1e-4")
+    muon_lr: float = option(-1.0, "learning rate of Muon: matrices in the layers; 0: AdamW for all; -1: 0.01, going on "
                                   "from a model 0")  # fmt: skip
     weight_decay: float = option(0.0, "decoupled weight decay of matrices")
     schedule: str = option("wsd", "warmup, hold and linear cooldown, or cosine", choices=SCHEDULES)
@@ -108,7 +108,7 @@ class PretrainConfig(Value):
     ema: float = option(0.0, "decay of a moving average of the weights, which is what is kept; 0: none")
     z_loss: float = option(0.0, "weight of the squared logarithm of the softmax's denominator")
     recompute: bool = option(False, "less memory, a third more time: activations are made again on the way back")
-    precision: str = option("auto", "bf16: products in 16 bits, weights in 32; auto: where the hardware has them",
+    precision: str = option("auto", "of products; weights stay in fp32; auto: bf16 where the hardware has it",
                             choices=PRECISIONS)  # fmt: skip
     device: str = option("cpu", "where to train", choices=DEVICES)
     parallel: str = option("ddp", "under torchrun: a whole model in each process, or shards", choices=PARALLEL)
