@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from ladderlm.cli.main import main
 from ladderlm.data import clean_kernels as kernels
-from ladderlm.data.clean import clean
+from ladderlm.data.clean import Words, clean
 from ladderlm.data.clean_rules import RULES, choose, quality
 from ladderlm.data.collect import python_modules, readable
 from ladderlm.data.records import make_record
-from ladderlm.data.stages import Dropped, Record, stream
+from ladderlm.data.stages import Dropped, Record, stream, to_line
 from ladderlm.errors import UsageError
 
 CORPUS = Path(__file__).parents[3] / "shared" / "data" / "corpus"
@@ -184,7 +184,7 @@ def test_a_rule_alone_leaves_out_what_breaks_it_and_nothing_else(rule: str) -> N
 
 
 def test_every_judging_rule_is_tried() -> None:
-    elsewhere = {"length-most", "gopher-words-most", "quality-score"}
+    elsewhere = {"length-most", "gopher-words-most", "quality-score", "c4-words"}
     assert set(BAD) == {r.name for r in RULES.values() if r.kind != "mend"} - elsewhere
 
 
@@ -312,3 +312,31 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_hostile_text_is_bounded() -> None:
     assert kernels.measure(kernels.points("a " * 1_000_000))["words"] == 1_000_000
     assert kernels.measure(kernels.points(""))["words"] == 0
+
+
+def test_a_list_of_words_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("Flibber\n\nblue  moon\nwell-known\n禁止\n", encoding="utf-8")
+    words = Words.read(tmp_path / "list.txt")
+    assert words.found("The FLIBBER, under a blue\nmoon.") == {"flibber", "blue moon"}
+    assert words.found("flibbers and moon blue, well known") == set()
+    assert words.found("a well-known place where 禁止停车") == {"well-known", "禁止"}
+    rules = choose(["none"], values={"c4-words": 0})
+    out = list(clean(rules, words=words)([text("a flibber"), text("none of these")]))
+    assert isinstance(out[0], Dropped)
+    assert (out[0].rule, isinstance(out[1], Record)) == ("c4-words", True)
+    assert isinstance(next(clean(choose(["none"], values={"c4-words": 1}), words=words)([text("a flibber")])), Record)
+    assert isinstance(next(clean(choose(["c4"]), words=None)([text(PROSE)])), Record)  # without a list nothing is held
+
+
+def test_the_words_are_told_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in.jsonl").write_bytes(to_line(text("a flibber")) + to_line(text("none of these")))
+    (tmp_path / "list.txt").write_text("flibber\n")
+    argv = ["data", "clean", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--rules", "none", "--json"]
+    assert main([*argv, "--words", str(tmp_path / "list.txt")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["dropped"] == {"c4-words": 1}
+    assert len(report["settings"]["words"]) == 64
+    assert main([*argv, "--set", "c4-words=0"]) == 2
+    (tmp_path / "empty.txt").write_text("\n")
+    assert main([*argv, "--words", str(tmp_path / "empty.txt")]) == 1
+    assert main([*argv, "--words", str(tmp_path / "none.txt")]) == 1

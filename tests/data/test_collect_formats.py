@@ -262,7 +262,7 @@ def test_the_stage_reports_and_is_not_done_twice(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("One.\n")
     (tmp_path / "in" / "b.txt").write_text("One.\n")
-    (tmp_path / "in" / "bad.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "in" / "bad.txt").write_bytes(b"\xff\xfe\xfa")
     out, left = tmp_path / "out.jsonl", tmp_path / "left.jsonl"
     report = run_collect([tmp_path / "in"], out, dropped=left)
     assert (report.records_in, report.records_out, report.dropped) == (3, 1, {"duplicate": 1, "not-utf-8": 1})
@@ -273,7 +273,7 @@ def test_the_stage_reports_and_is_not_done_twice(tmp_path):
     (tmp_path / "in" / "c.txt").write_text("Two.\n")
     assert not run_collect([tmp_path / "in"], out, dropped=left).skipped
     (tmp_path / "in2").mkdir()
-    (tmp_path / "in2" / "bad.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "in2" / "bad.txt").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(FormatError, match="no text found; left out: not-utf-8 1"):
         run_collect([tmp_path / "in2"], tmp_path / "none.jsonl")
     assert not (tmp_path / "none.jsonl").exists()

@@ -184,3 +184,28 @@ def test_the_generator_keeps_its_word() -> None:
         assert all(0.7 <= jaccard(original, t) <= 0.95 for t in group["edit"])
         assert all(0.4 <= jaccard(original, t) <= 0.6 for t in group["distractor"])
     assert shingles("A b, c d e f.") == {("a", "b", "c", "d", "e"), ("b", "c", "d", "e", "f")}
+
+
+def test_spans_of_three_sentences() -> None:
+    """After Raffel et al. 2020: of a span of three sentences that comes more than once, one stays."""
+    notice = (
+        "This is the first thing that we all have to say. Here is the second one of them! Is there a third one too?"
+    )
+    changed: Counter[str] = Counter()
+    records = [
+        text(f"A tale begins here and now. {notice} It ends."),
+        text(f"Another one.\n{notice}\nIt goes on and on."),
+        text(notice),
+        text("No. Yes. No. Yes."),
+        text("No. Yes. No. Yes."),
+        text(notice.replace("third", "fourth")),
+    ]
+    out = list(dedup("sentences", changed=changed)(records))
+    assert [o.rule if isinstance(o, Dropped) else "" for o in out] == ["", "", "duplicate-sentences", "", "", ""]
+    assert [out[i] for i in (0, 3, 4, 5)] == [records[i] for i in (0, 3, 4, 5)]
+    assert out[1]["text"] == "Another one.\nIt goes on and on."  # type: ignore[index]
+    assert changed == {"repeated-sentences": 6}
+    twice = next(dedup("sentences")([text(f"{notice} In between. {notice} The end.")]))
+    assert twice["text"] == f"{notice} In between. The end."  # type: ignore[index]
+    short = list(dedup("sentences", least_words=2)([records[3], records[4]]))
+    assert [isinstance(o, Dropped) for o in short] == [False, True]

@@ -22,7 +22,7 @@ class CollectConfig:
         " archives of these); web addresses of pages, sitemaps or files; urls:FILE; hub:datasets/org/name;"
         " python:sources, python:docs; or one of " + ", ".join(BUILTIN)
     )
-    out: str = option("corpus.jsonl", "where to write the records (.jsonl, .gz, .zst; - for stdout)", short="-o")
+    out: str = option("corpus.jsonl", "where to write the records (.jsonl, .gz, .zst, .xz; - for stdout)", short="-o")
     licence: str = option("unknown", "the licence of texts that do not name their own")
     text_field: str = option("", "the column of tables that holds the text (default: text)")
     delay: float = option(1.0, "seconds between two requests to one host")

@@ -17,7 +17,7 @@ from ladderlm.config import option
 from ladderlm.data.licences import licence_stage, terms
 from ladderlm.data.records import write_records
 from ladderlm.data.split import run_split
-from ladderlm.data.stages import run_stage, stream
+from ladderlm.data.stages import run_stage, stream, unpacked_name
 from ladderlm.data.stats import stats
 from ladderlm.errors import UsageError
 from ladderlm.store import sha256_of
@@ -41,7 +41,7 @@ def split_(argv: list[str]) -> int:
     file, bad = Path(config.file), Counter[str]()
     heard = (lambda name, line, rule, _: bad.update([rule])) if config.skip_bad else None
     folder = Path(config.out) if config.out else file.parent
-    name = file.name.removesuffix(".gz").removesuffix(".zst").removesuffix(".xz").rsplit(".", 1)[0]
+    name = unpacked_name(file.name).rsplit(".", 1)[0]
     sides = [folder / f"{name}.{side}.jsonl" for side in ("train", "test")]
     with show.progress():
         run_split(file, *sides, fraction=config.fraction, seed=config.seed, by=config.by or None, bad=heard)  # type: ignore[arg-type]

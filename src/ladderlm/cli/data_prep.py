@@ -6,12 +6,15 @@ import dataclasses
 import math
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from ladderlm.cli import show
 from ladderlm.cli.args import parse
 from ladderlm.config import option
 from ladderlm.data.clean_rules import DEFAULT, FAMILIES, RULES, choose, values_of
 from ladderlm.data.stages import StageReport, run_stage
+from ladderlm.errors import UsageError
+from ladderlm.store import sha256_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,7 @@ class CleanConfig:
     without: tuple[str, ...] = option((), "a family or rule to switch off; may be repeated")
     set: tuple[str, ...] = option((), "RULE=VALUE: another threshold; may be repeated")
     language: str = option("", "keep these languages (en,de); any: only tell each text's")
+    words: str = option("", "a list of words, one a line: texts with one of them go (rule c4-words)")
     list: bool = option(False, "list every rule with its threshold, and stop")
     report: str = option("", "where to write the report (default: beside the output)")
     dropped: str = option("", "where to write what was left out, with its rule in meta")
@@ -32,12 +36,12 @@ class CleanConfig:
 class DedupConfig:
     inputs: tuple[str, ...] = option((), "datasets; - is stdin", positional=True)
     out: str = option("-", "where to write what stays; - is stdout", short="-o")
-    level: str = option("document", "what must repeat", choices=("document", "paragraph"))
+    level: str = option("document", "what must repeat", choices=("document", "paragraph", "sentences"))
     exact: bool = option(False, "exact duplicates only")
     threshold: float = option(0.65, "the Jaccard index of word n-grams from which texts are near duplicates")
     ngram: int = option(5, "words of an n-gram")
     permutations: int = option(512, "hashes of a signature: more are surer and slower")
-    least_words: int = option(20, "shorter paragraphs may repeat")
+    least_words: int = option(20, "shorter paragraphs, or spans of three sentences, may repeat")
     report: str = option("", "where to write the report (default: beside the output)")
     dropped: str = option("", "where to write what was left out, with its rule in meta")
     json: bool = option(False, "print JSON")
@@ -45,13 +49,20 @@ class DedupConfig:
 
 def run_clean(config: CleanConfig) -> StageReport:
     """Raises UsageError for an unknown rule, MissingExtra when a rule's package is not there."""
-    from ladderlm.data.clean import clean
+    from ladderlm.data.clean import Words, clean
 
-    rules = choose(_listed(config.rules) or ["none"], config.without, values_of(config.set))
+    values = values_of(config.set)
+    if config.words:
+        values.setdefault("c4-words", RULES["c4-words"].threshold)
+    elif "c4-words" in values:
+        raise UsageError("which words?", where="c4-words", cure="--words FILE")
+    rules = choose(_listed(config.rules) or ["none"], config.without, values)
+    words = Words.read(config.words) if config.words else None
     languages, changed = _listed(config.language), Counter[str]()
-    stage = clean(rules, languages=languages, changed=changed)
+    settings = {"rules": rules, "languages": languages} | ({"words": sha256_of(Path(config.words))} if words else {})
+    stage = clean(rules, languages=languages, words=words, changed=changed)
     return run_stage(
-        "clean", stage, config.inputs or ("-",), config.out, {"rules": rules, "languages": languages},
+        "clean", stage, config.inputs or ("-",), config.out, settings,
         report=config.report, dropped=config.dropped, changed=changed,
     )  # fmt: skip
 

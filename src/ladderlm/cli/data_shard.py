@@ -14,7 +14,7 @@ from ladderlm.types import Record
 
 @dataclass(frozen=True, slots=True)
 class ShardConfig:
-    files: tuple[str, ...] = option(help="records (.jsonl, .gz, .zst) or texts; - is stdin")
+    files: tuple[str, ...] = option(help="records (.jsonl, .gz, .zst, .xz) or texts; - is stdin")
     out: str = option("shards", "the folder to write; one that was begun is finished", short="-o")
     tokenizer: str = option("smollm2-135m-instruct", "a model, a model folder or a tokenizer.json")
     shard_mb: int = option(32, "megabytes of text in a shard")

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from ladderlm.data.stages import unpack_errors, zstd
+from ladderlm.data.xz import Xz
 from ladderlm.errors import FormatError
 
 RATIO = 200  # text packs 3 to 20 times smaller, the flattest tables and logs up to 100
@@ -29,8 +30,8 @@ FREE = 32 << 20  # bytes that any file may unpack to
 DEPTH = 3  # an archive within an archive within an archive
 MAX_FILE = 256 << 20  # bytes of a file that must lie whole on disk to be read (zip, PDF, Parquet in an archive)
 _MAX_HEADER = 16 << 20  # bytes of a tar header or of a zip directory
-_PACKED = (".gz", ".bz2", ".zst")
-_SHORT = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".tzst": ".tar.zst"}
+PACKED = (".gz", ".bz2", ".zst", ".xz")
+_SHORT = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".tzst": ".tar.zst", ".txz": ".tar.xz"}
 
 
 class Refused(FormatError):
@@ -122,11 +123,11 @@ class _Counted:
 
 
 def is_packed(blob: Blob) -> bool:
-    return blob.suffix in _PACKED or blob.suffix in _SHORT
+    return blob.suffix in PACKED or blob.suffix in _SHORT
 
 
 def unpack(blob: Blob) -> Blob:
-    """What lies in a .gz, .bz2 or .zst file, its label without that ending."""
+    """What lies in a .gz, .bz2, .zst or .xz file, its label without that ending."""
     label = blob.label or blob.name
     if blob.suffix in _SHORT:
         label = label[: -len(blob.suffix)] + _SHORT[blob.suffix]
@@ -137,6 +138,8 @@ def unpack(blob: Blob) -> Blob:
         opened = gzip.GzipFile(fileobj=packed, mode="rb")
     elif suffix == ".bz2":
         opened = bz2.BZ2File(packed, "rb")
+    elif suffix == ".xz":
+        opened = Xz(packed)
     else:
         opened = zstd().open(packed, "rb")
     guarded = Guarded(opened, lambda: counted.done)

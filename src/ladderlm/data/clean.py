@@ -9,13 +9,14 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from ladderlm.data.clean_rules import broken, choose, quality
 from ladderlm.data.language import identify
-from ladderlm.data.stages import Dropped, Stage
-from ladderlm.errors import MissingExtra
+from ladderlm.data.stages import Dropped, Stage, open_bytes
+from ladderlm.errors import FormatError, MissingExtra
 from ladderlm.types import Record
 
 # What UTF-8 read as Latin-1 or Windows-1252 looks like: the lead byte as a letter, then a continuation byte.
@@ -29,6 +30,8 @@ _CONTROL_WIDE = re.compile(
 )
 _EMPTY = re.compile(r"\n{3,}")
 _CITATION = re.compile(r"\[(?:\d*|(?i:edit|citation needed))\]")
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # Thai, Lao, Khmer, kana, Han
 _FRAME_WORDS = 10  # a frame's line has no more
 _FRAME = re.compile(
     r"\W*(?:[\d.,]+[km]?\s+(?:likes?|shares?|comments?|retweets?|views?|followers?|repl(?:y|ies))"
@@ -44,13 +47,18 @@ _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "u
 
 
 def clean(
-    rules: Mapping[str, float] | None = None, *, languages: Sequence[str] = (), changed: Counter[str] | None = None
+    rules: Mapping[str, float] | None = None,
+    *,
+    languages: Sequence[str] = (),
+    words: Words | None = None,
+    changed: Counter[str] | None = None,
 ) -> Stage:
     """The stage that cleans. `rules` is what clean_rules.choose gives (default: its default).
 
     Text records are mended, measured and judged; of other kinds only the text within is mended. `languages` (codes
     such as "en") are those that stay; "any" keeps all; either way meta tells each text's `language`. meta.quality is
-    the score of clean_rules.quality. The id stays that of the text as it came in. Mended texts are counted by rule
+    the score of clean_rules.quality. `words` is the list of the rule c4-words. The id stays that of the text as it came
+    in. Mended texts are counted by rule
     into `changed`. Raises MissingExtra when a rule's package is not there.
     """
     chosen = dict(choose() if rules is None else rules)
@@ -63,7 +71,7 @@ def clean(
     def stage(records: Iterable[Record]) -> Iterator[Record | Dropped]:
         for record in records:
             if record.kind == "text":
-                yield _cleaned(record, chosen, languages, counts)
+                yield _cleaned(record, chosen, languages, words, counts)
             else:
                 fields = {k: repair(v, chosen, counts) if isinstance(v, str) else v for k, v in record.fields.items()}
                 yield record if fields == record.fields else dataclasses.replace(record, fields=fields)
@@ -72,7 +80,7 @@ def clean(
 
 
 def _cleaned(
-    record: Record, chosen: Mapping[str, float], languages: Sequence[str], counts: Counter[str]
+    record: Record, chosen: Mapping[str, float], languages: Sequence[str], words: Words | None, counts: Counter[str]
 ) -> Record | Dropped:
     before = record["text"]
     if len(before) > chosen.get("length-most", len(before)):
@@ -88,6 +96,8 @@ def _cleaned(
     stats["quality"] = quality(stats)
     if "c4-lorem-ipsum" in chosen:
         stats["lorem_ipsum"] = "lorem ipsum" in text.lower()
+    if words and "c4-words" in chosen:
+        stats["listed_words"] = len(words.found(text))
     if rule := broken(stats, chosen):
         return Dropped(record, rule)
     meta = {**record.meta, "quality": stats["quality"]}
@@ -99,6 +109,35 @@ def _cleaned(
         meta |= {"language": found.code, "language_score": round(found.score, 4)}
     fields = record.fields if text == before else {**record.fields, "text": text}
     return dataclasses.replace(record, fields=fields, meta=meta)
+
+
+class Words:
+    """A list of words and phrases: one a line, matched whole and in any case; in scripts without spaces anywhere."""
+
+    def __init__(self, listed: Iterable[str]) -> None:
+        terms = {" ".join(_WORD.findall(line.lower())) for line in listed} - {""}
+        self._anywhere = sorted(t for t in terms if _UNSPACED.search(t))
+        self._phrases = sorted(t for t in terms if " " in t and not _UNSPACED.search(t))
+        self._words = terms - {*self._anywhere, *self._phrases}
+
+    @classmethod
+    def read(cls, path: str | Path) -> Words:
+        """The list in a UTF-8 file. Raises NotFound, FormatError for a file without a word."""
+        with open_bytes(Path(path)) as file:
+            found = cls(file.read().decode("utf-8-sig", "replace").splitlines())
+        if not (found._anywhere or found._phrases or found._words):
+            raise FormatError("no word in it", where=str(path), cure="one word or phrase a line")
+        return found
+
+    def found(self, text: str) -> set[str]:
+        """Those that are in a text."""
+        lower = text.lower()
+        all_ = _WORD.findall(lower)
+        hits = self._words.intersection(all_) | {t for t in self._anywhere if t in lower}
+        if self._phrases:
+            joined = f" {' '.join(all_)} "
+            hits |= {phrase for phrase in self._phrases if f" {phrase} " in joined}
+        return hits
 
 
 # --- Mending ------------------------------------------------------------------------------------------------------

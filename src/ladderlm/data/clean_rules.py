@@ -3,7 +3,7 @@
 Families: `repair` and `lines` mend a text, the others judge it.
 
 - gopher: Rae et al. 2021, arXiv:2112.11446, section A.1.1 and table A1
-- c4: Raffel et al. 2020, JMLR 21(140), section 2.2 (its list of bad words is left out)
+- c4: Raffel et al. 2020, JMLR 21(140), section 2.2 (its list of bad words: any list, --words)
 - fineweb: Penedo et al. 2024, arXiv:2406.17557, section 3.6 and appendix; its language threshold
 - refinedweb: Penedo et al. 2023, arXiv:2306.01116, table 9 (lines of web pages)
 """
@@ -73,6 +73,7 @@ _TABLE = (
     Rule("c4-citations", "[1], [edit] and [citation needed] go"),
     Rule("c4-lorem-ipsum", "texts with \"lorem ipsum\"", "most", 0, "lorem_ipsum"),
     Rule("c4-braces", "texts with {, a sign of code", "most", 0, "braces"),
+    Rule("c4-words", "different words and phrases of the list that --words names", "most", 0, "listed_words"),
     Rule("c4-sentences", "sentences", "least", 3, "sentences"),
     Rule("fineweb-line-end", "share of lines that end like prose", "least", 0.12, "terminal_lines"),
     Rule("fineweb-short-lines", "share of lines of at most 30 characters", "most", 0.67, "short_lines"),

@@ -203,7 +203,7 @@ def run_collect(
     if told and (before := done_before(told, planned, out, dropped)):
         events.emit("collect", f"already done: {out} is what these inputs and settings give")
         return before
-    drops: Counter[str] = Counter()
+    drops, changed = Counter[str](), Counter[str]()
     with contextlib.ExitStack() as stack:
         temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="ladderlm-"))
         state = Path(temporary) if str(out) == "-" else Path(f"{out}.crawl")
@@ -212,6 +212,8 @@ def run_collect(
         items = gather(*sources, licence=licence, text_field=text_field, state=state, manners=manners)
         for item in unique(items):
             if isinstance(item, Record):
+                if "recoded" in item.meta:
+                    changed[f"recoded-{item.meta['recoded']}"] += 1
                 kept.add(item)
                 continue
             drops[item.rule] += 1
@@ -224,7 +226,7 @@ def run_collect(
             left.close()
         done = dataclasses.replace(
             planned, records_in=kept.records + drops.total(), records_out=kept.records, bytes_out=kept.bytes,
-            dropped=dict(sorted(drops.items())), output=kept.close(),
+            dropped=dict(sorted(drops.items())), changed=dict(sorted(changed.items())), output=kept.close(),
         )  # fmt: skip
     shutil.rmtree(Path(f"{out}.crawl"), ignore_errors=True)
     if told:

@@ -7,6 +7,7 @@ missing library is an error.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -18,6 +19,7 @@ from typing import IO, Any
 
 from ladderlm.data import archives, extract, xml
 from ladderlm.data.archives import Blob, Refused
+from ladderlm.data.encodings import UTF8, Recoded, detect
 from ladderlm.data.licence_files import LicenceFiles, spdx
 from ladderlm.data.records import make_record, to_record
 from ladderlm.data.stages import MAX_LINE, Dropped, lines, parse_line
@@ -54,7 +56,7 @@ class How:
 def known(name: str) -> bool:
     """Whether files of this name are read when they are met in a folder or an archive."""
     suffix = PurePosixPath(name.lower()).suffix
-    if suffix in (".gz", ".bz2", ".zst"):
+    if suffix in archives.PACKED:
         return known(name[: -len(suffix)])
     return suffix in READERS
 
@@ -126,14 +128,18 @@ def document(text: str, blob: Blob, how: How, stated: str = "", **meta: Any) -> 
 
 
 def _text(blob: Blob, how: How, **meta: Any) -> Iterator[Item]:
-    start = blob.file.read(WHOLE + 1)
+    """A text in whatever encoding; one that was not UTF-8 tells it in meta.recoded."""
+    start, file = blob.file.read(WHOLE + 1), blob.file
+    encoding = detect(start, len(start) <= WHOLE)
+    if encoding not in UTF8:
+        meta["recoded"] = encoding
+        if len(start) > WHOLE:
+            file = io.BufferedReader(Recoded(start, file, encoding))
+            start, encoding = file.read(WHOLE + 1), "utf-8"
     if len(start) <= WHOLE:
-        try:
-            yield document(start.decode("utf-8-sig"), blob, how, **meta)
-        except UnicodeDecodeError as error:
-            raise Refused("not-utf-8", f"at byte {error.start}") from None
+        yield document(start.decode("utf-8-sig" if encoding in UTF8 else encoding), blob, how, **meta)
         return
-    for number, piece in enumerate(_pieces(start, blob.file), 1):
+    for number, piece in enumerate(_pieces(start, file), 1):
         if isinstance(piece, Refused):
             yield refused(f"{blob.name}#{number}", piece)
             continue
@@ -250,8 +256,13 @@ def _rows(rows: Iterator[Any], blob: Blob, how: How) -> Iterator[Item]:
 
 
 def _csv(blob: Blob, how: How) -> Iterator[Item]:
+    file: Any = blob.file if hasattr(blob.file, "peek") else io.BufferedReader(blob.file)
+    encoding = detect(file.peek(), False)
+    if encoding not in UTF8:
+        file = io.BufferedReader(Recoded(b"", file, encoding))
+
     def decoded() -> Iterator[str]:
-        for number, line in lines(blob.file, blob.name):
+        for number, line in lines(file, blob.name):
             if len(line) > WHOLE:
                 raise Refused("line-too-long", f"line {number}")
             try:
@@ -260,16 +271,24 @@ def _csv(blob: Blob, how: How) -> Iterator[Item]:
                 raise Refused("not-utf-8", f"line {number}") from None
 
     text = decoded()
-    head = next(text, "")
-    if not head.strip():
+    first = next(text, "")
+    if not first.strip():
         raise Refused("empty")
-    delimiter = max("\t,;|", key=head.count)
+    delimiter = max("\t,;|", key=first.count)
     csv.field_size_limit(WHOLE)
     try:
-        rows = csv.DictReader(itertools.chain([head], text), delimiter=delimiter, restkey="")
-        yield from _rows(({k: v for k, v in row.items() if k and v is not None} for row in rows), blob, how)
+        rows = csv.DictReader(itertools.chain([first], text), delimiter=delimiter, restkey="")
+        named = ({k: v for k, v in row.items() if k and v is not None} for row in rows)
+        yield from _recoded(_rows(named, blob, how), encoding)
     except csv.Error as error:
         raise Refused("broken-csv", str(error)) from None
+
+
+def _recoded(items: Iterator[Item], encoding: str) -> Iterator[Item]:
+    for item in items:
+        if isinstance(item, Record) and encoding not in UTF8:
+            item = dataclasses.replace(item, meta={**item.meta, "recoded": encoding})
+        yield item
 
 
 def _parquet(blob: Blob, how: How) -> Iterator[Item]:
@@ -427,5 +446,5 @@ READERS: dict[str, Callable[[Blob, How], Iterator[Item]]] = {
     ".pdf": _pdf, ".docx": _docx, ".epub": _epub, ".xml": _wiki, ".warc": _warc,
     ".zip": lambda blob, how: _archive(blob, how, 0), ".tar": lambda blob, how: _archive(blob, how, 0),
     ".tgz": lambda blob, how: _read(blob, how, False, 0), ".tbz2": lambda blob, how: _read(blob, how, False, 0),
-    ".tzst": lambda blob, how: _read(blob, how, False, 0),
+    ".tzst": lambda blob, how: _read(blob, how, False, 0), ".txz": lambda blob, how: _read(blob, how, False, 0),
 }  # fmt: skip

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ladderlm.data.rewrite import texts
-from ladderlm.data.stages import Dropped, Stage, open_bytes
+from ladderlm.data.stages import Dropped, Stage, open_bytes, unpacked_name
 from ladderlm.errors import FormatError, UsageError
 from ladderlm.types import Record
 
@@ -39,14 +39,14 @@ MOST_PIECES = 10
 
 
 def items(path: str | Path) -> list[list[str]]:
-    """The items of a benchmark file, each as its texts: JSON lines, JSON, CSV, TSV, or a line of text each; .gz, .zst.
+    """The items of a benchmark file, each as its texts: JSON lines, JSON, CSV, TSV, or a text by lines; .gz, .zst, .xz.
 
     Any layout will do: the texts of an item are all strings in it, and all of them joined.
     """
     path = Path(path)
     with open_bytes(path) as file:
         text = file.read().decode("utf-8-sig", "replace")
-    suffix = Path(path.name.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
+    suffix = Path(unpacked_name(path.name)).suffix.lower()
     if suffix in (".csv", ".tsv"):
         rows: list[Any] = list(csv.reader(io.StringIO(text), delimiter="\t" if suffix == ".tsv" else ","))
     else:

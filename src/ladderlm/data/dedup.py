@@ -1,4 +1,4 @@
-"""Duplicates left out: exact and near ones, whole documents or paragraphs; the first copy stays.
+"""Duplicates left out: exact and near ones, whole documents, paragraphs or sentences; the first copy stays.
 
 Two passes over the stream: the first puts hashes and signatures on disk, the second drops. What differs only in white
 space is an exact duplicate; near ones are found by MinHash (minhash.py).
@@ -11,9 +11,9 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -22,11 +22,13 @@ from ladderlm.data.stages import Dropped, Stage, rereadable
 from ladderlm.errors import UsageError
 from ladderlm.types import Record
 
+Level = Literal["document", "paragraph", "sentences"]
+_END = re.compile(r"[.!?][\"'”’»)\]]*\s+|[。！？]\s*|\n\s*")
 _BREAK = re.compile(r"(\n[^\S\n]*\n\s*)")
 
 
 def dedup(
-    level: Literal["document", "paragraph"] = "document",
+    level: Level = "document",
     *,
     exact: bool = False,
     threshold: float = 0.65,
@@ -41,10 +43,11 @@ def dedup(
     hashes, is at least `threshold`, or when a chain of such pairs joins them. A dropped record tells the id of the
     one that stayed (meta.duplicate_of) and their likeness (meta.similarity). At level "paragraph", paragraphs of
     at least `least_words` words that came before are cut out of text records (counted in `changed`), and a record
-    of which nothing is left is dropped. Raises UsageError for a setting out of range.
+    of which nothing is left is dropped. At level "sentences" the same is done with spans of three sentences that came
+    before word by word, after Raffel et al. 2020, section 2.2. Raises UsageError for a setting out of range.
     """
-    if level not in ("document", "paragraph"):
-        raise UsageError(f"unknown level {level!r}", cure="document or paragraph")
+    if level not in get_args(Level):
+        raise UsageError(f"unknown level {level!r}", cure="document, paragraph or sentences")
     if not 0 < threshold <= 1 or not 16 <= permutations <= 4096 or not 1 <= ngram <= 100:
         where = f"threshold={threshold}, permutations={permutations}, ngram={ngram}"
         raise UsageError(
@@ -53,7 +56,7 @@ def dedup(
     counts: Counter[str] = Counter() if changed is None else changed
 
     def stage(records: Iterable[Record]) -> Iterator[Record | Dropped]:
-        minhash = None if exact else MinHash(permutations, ngram)
+        minhash = None if exact or level == "sentences" else MinHash(permutations, ngram)
         with tempfile.TemporaryDirectory(prefix="ladderlm-dedup-") as folder, rereadable(records) as twice:
             index = Index(Path(folder), minhash, permutations=permutations, threshold=threshold)
             for record in twice:
@@ -62,6 +65,8 @@ def dedup(
             links = index.link()
             if level == "document":
                 yield from _documents(twice, links)
+            elif level == "sentences":
+                yield from _without_sentences(twice, links, least_words, counts)
             else:
                 yield from _without_paragraphs(twice, links, least_words, counts)
 
@@ -71,6 +76,8 @@ def dedup(
 def _units(record: Record, level: str, least_words: int) -> list[str]:
     if level == "document":
         return [_content(record)]
+    if level == "sentences":
+        return [text for _, text in _spans(_sentences(record), least_words)]
     return [p for p in _paragraphs(record)[::2] if _counts(p, least_words)]
 
 
@@ -84,6 +91,23 @@ def _content(record: Record) -> str:
 def _paragraphs(record: Record) -> list[str]:
     """Paragraphs at even places, what lies between them at odd ones."""
     return _BREAK.split(record["text"]) if record.kind == "text" else []
+
+
+def _sentences(record: Record) -> list[str]:
+    """The sentences and lines of a text, each with the space after it."""
+    if record.kind != "text":
+        return []
+    text: str = record["text"]
+    ends = [found.end() for found in _END.finditer(text)]
+    return [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True) if a < b]
+
+
+def _spans(sentences: Sequence[str], least_words: int) -> Iterator[tuple[int, str]]:
+    """(number of its first sentence, text) of each span of three that has `least_words`."""
+    for i in range(len(sentences) - 2):
+        text = " ".join(sentences[i : i + 3])
+        if _counts(text, least_words):
+            yield i, text
 
 
 def _counts(paragraph: str, least_words: int) -> bool:
@@ -132,3 +156,24 @@ def _without_paragraphs(
             yield Dropped(record, "duplicate-paragraphs")
         else:
             yield dataclasses.replace(record, fields={**record.fields, "text": text})
+
+
+def _without_sentences(
+    records: Iterable[Record], links: Links, least_words: int, counts: Counter[str]
+) -> Iterator[Record | Dropped]:
+    at = 0
+    for record in records:
+        sentences = _sentences(record)
+        gone: set[int] = set()
+        for first, _ in _spans(sentences, least_words):
+            if int(links.root[at]) != at:
+                gone.update(range(first, first + 3))
+            at += 1
+        if not gone:
+            yield record
+            continue
+        counts["repeated-sentences"] += len(gone)
+        if text := "".join(s for i, s in enumerate(sentences) if i not in gone).strip():
+            yield dataclasses.replace(record, fields={**record.fields, "text": text})
+        else:
+            yield Dropped(record, "duplicate-sentences")

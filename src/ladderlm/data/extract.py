@@ -15,10 +15,11 @@ import numpy as np
 
 from ladderlm.data import xml
 from ladderlm.data.archives import Blob, Guarded, Refused, open_zip, seekable
+from ladderlm.data.pdf import MAX_TEXT
+from ladderlm.data.pdf import read as read_pdf
 from ladderlm.errors import MissingExtra
 
 MAX_HTML = 16 << 20  # bytes; the tree of a page takes about 15 times its bytes
-MAX_TEXT = 64 << 20  # characters of one document
 MAX_LEVELS = 512  # how deep elements may nest, as in browsers
 _CREATIVE = re.compile(r"creativecommons\.org/(licenses|publicdomain)/([a-z-]+)(?:/(\d\.\d))?", re.I)
 
@@ -103,43 +104,11 @@ def creative_commons(address: str) -> str:
 
 
 def pdf(blob: Blob) -> Document:
-    """The text of all pages. Raises Refused (not-a-pdf, encrypted, no-text, too-large)."""
-    try:
-        import pypdfium2
-    except ImportError:
-        raise MissingExtra("pypdfium2", "data") from None
-    with seekable(blob) as (file, _):
-        if b"%PDF-" not in file.read(1024):
-            raise Refused("not-a-pdf")
-        file.seek(0)
-        try:
-            document = pypdfium2.PdfDocument(file)
-        except pypdfium2.PdfiumError as error:
-            raise Refused("encrypted" if "assword" in str(error) else "not-a-pdf", str(error)) from None
-        pages, length = [], 0
-        try:
-            title = " ".join(document.get_metadata_value("Title").split())
-            for number in range(len(document)):
-                page = document[number]
-                text = page.get_textpage().get_text_bounded()
-                page.close()
-                pages.append(_page(text))
-                if (length := length + len(text)) > MAX_TEXT:
-                    raise Refused("too-large")
-        except pypdfium2.PdfiumError as error:
-            raise Refused("broken-pdf", str(error)) from None
-        finally:
-            document.close()
-    whole = "\n\n".join(p for p in pages if p)
-    if not whole:
+    """The text of all pages. Raises Refused (not-a-pdf, encrypted, no-text, too-large, too-slow, broken-pdf)."""
+    found = read_pdf(blob)
+    if not found["text"]:
         raise Refused("no-text", "pictures of pages, or empty")
-    return Document(whole + "\n", "", {"title": title} if title else {})
-
-
-def _page(text: str) -> str:
-    """A page's text with words that a line end had cut put together (pdfium marks them with U+FFFE or U+0002)."""
-    text = re.sub("[\ufffe\x02]\\s*\n?", "", text.replace("\r\n", "\n"))
-    return text.replace("\0", "").strip()
+    return Document(found["text"] + "\n", "", {"title": found["title"]} if found["title"] else {})
 
 
 # --- DOCX ---------------------------------------------------------------------------------------------------------

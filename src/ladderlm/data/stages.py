@@ -14,7 +14,9 @@ import functools
 import gzip
 import hashlib
 import importlib
+import io
 import json
+import lzma
 import sys
 import tempfile
 import time
@@ -27,13 +29,14 @@ from typing import IO, Any, NamedTuple
 
 from ladderlm import events
 from ladderlm.data.records import make_record, read_records, to_record
+from ladderlm.data.xz import Xz
 from ladderlm.errors import FormatError, LadderError, MissingExtra, NotFound, UsageError
 from ladderlm.store import atomic_file, sha256_of, write_json
 from ladderlm.types import Record, Value
 
 MAX_LINE = 64 << 20  # bytes; a longer line, or a longer document that is not in lines, is no training text
 LINES = (".jsonl", ".ndjson")
-_PACKED = (".gz", ".zst")
+PACKED = (".gz", ".zst", ".xz")
 _UNREADABLE = ("line-too-long", "not-utf-8", "broken-json", "not-a-record")
 _SHOWN = 1000  # characters of an unreadable line that the file of drops keeps
 
@@ -83,7 +86,7 @@ Bad = Callable[[str, int, str, bytes], None]  # file, line, rule, the line's beg
 
 
 def stream(path: str | Path, bad: Bad | None = None, read: Callable[[int], None] | None = None) -> Iterator[Record]:
-    """The records in `path`, lazily: JSON lines (.jsonl .ndjson, .gz .zst), "-" for such lines on stdin, else a text.
+    """The records in `path`, lazily: JSON lines (.jsonl .ndjson, .gz .zst .xz), "-" for them on stdin, else a text.
 
     A line that is no record raises FormatError with its place, or is told to `bad` where given. `read` hears the
     bytes of each line. Raises NotFound, UsageError for a folder, MissingExtra for .zst without its library.
@@ -114,7 +117,12 @@ def stream(path: str | Path, bad: Bad | None = None, read: Callable[[int], None]
 
 
 def _in_lines(path: Path) -> bool:
-    return path.name.removesuffix(".gz").removesuffix(".zst").lower().endswith(LINES)
+    return unpacked_name(path.name).lower().endswith(LINES)
+
+
+def unpacked_name(name: str) -> str:
+    """A file's name without the ending of its compression."""
+    return name.removesuffix(Path(name).suffix) if Path(name).suffix in PACKED else name
 
 
 def parse_line(line: bytes, name: str, licence: str = "unknown") -> tuple[str, Record | None]:
@@ -149,12 +157,14 @@ def lines(file: IO[bytes], path: str) -> Iterator[tuple[int, bytes]]:
 
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """The unpacked bytes of a file that is perhaps .gz or .zst, as a stream."""
+    """The unpacked bytes of a file that is perhaps .gz, .zst or .xz, as a stream."""
     try:
         if path.suffix == ".zst":
             opened: Any = zstd().open(path, "rb")
         elif path.suffix == ".gz":
             opened = gzip.GzipFile(path, "rb")
+        elif path.suffix == ".xz":
+            opened = io.BufferedReader(Xz(path.open("rb")))
         else:
             opened = path.open("rb")
     except FileNotFoundError:
@@ -191,7 +201,7 @@ def zstd() -> Any:
 def unpack_errors() -> tuple[type[Exception], ...]:
     """What reading a compressed file that is broken raises."""
     modules = (sys.modules.get(name) for name in ("compression.zstd", "backports.zstd"))
-    return (EOFError, zlib.error, gzip.BadGzipFile, *(module.ZstdError for module in modules if module))
+    return (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, *(module.ZstdError for module in modules if module))
 
 
 # --- Writing ------------------------------------------------------------------------------------------------------
@@ -207,6 +217,8 @@ class _Writer:
             self._packed = gzip.GzipFile(filename="", mode="wb", fileobj=self, mtime=0, compresslevel=6)
         elif suffix == ".zst":
             self._packed = zstd().open(self, "wb")
+        elif suffix == ".xz":
+            self._packed = lzma.LZMAFile(self, "wb")  # type: ignore[arg-type]  # noqa: SIM115
 
     def write(self, data: bytes) -> int:
         """What is hashed is what lies in the file, packed if it is."""
@@ -268,7 +280,7 @@ class Sources:
         self.again = all(str(path) != "-" for path in paths)
         self._name = self._stage = name
         self._paths, self._refused = paths, refused
-        self._total = sum(Path(p).stat().st_size for p in paths if str(p) != "-" and Path(p).suffix not in _PACKED)
+        self._total = sum(Path(p).stat().st_size for p in paths if str(p) != "-" and Path(p).suffix not in PACKED)
 
     def __iter__(self) -> Iterator[Record]:
         self._passes += 1
