@@ -146,8 +146,9 @@ class Ours:
         model = objective.build(self.architecture(objective))
         self.spec["parameters"] = sum(p.numel() for p in model.parameters())
         optimiser = Optimiser(
-            model.named_parameters(), config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay
-        )
+            model.named_parameters(), config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay,
+            precision=config.precision,
+        )  # fmt: skip
         get = objective.batches(self.tokens_)
 
         def cost(ids_BT: Tensor, targets_BT: Tensor) -> float:

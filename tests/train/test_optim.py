@@ -39,3 +39,10 @@ def test_muon_solves_a_least_squares_problem_and_leaves_vectors_to_adamw() -> No
     assert (weight - target).abs().max() < 0.05
     assert (bias - 1).abs().max() < 0.05
     assert "adamw.model.layers.0.b.exp_avg" in optimiser.state()
+
+
+def test_products_in_16_bits_turn_as_those_in_32() -> None:
+    g_BMN = torch.randn(2, 24, 40, generator=torch.Generator().manual_seed(3))
+    exact, narrow = orthogonalise(g_BMN), orthogonalise(g_BMN, torch.bfloat16)
+    assert narrow.dtype == torch.float32
+    assert 0 < (narrow - exact).norm() < 0.1 * exact.norm()

@@ -127,7 +127,10 @@ def _fit(
     model: nn.Module, objective: Objective, tokens: Tokens, held: Sequence[Record], config: PretrainConfig, run_: Run,
     world: World,
 ) -> Fit:  # fmt: skip
-    optimiser = Optimiser(model.named_parameters(), config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
+    optimiser = Optimiser(
+        model.named_parameters(), config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay,
+        precision=config.precision,
+    )  # fmt: skip
     watch = Watch(
         (lambda: {"held_out_loss": objective.held_out_loss(model, held)}) if config.evaluate_every else None,
         (lambda: objective.sample(model, held)) if config.sample_every else None,
