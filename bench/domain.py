@@ -24,7 +24,7 @@ DATA = Path(os.environ.get("LADDERLM_DATA", "../shared/data"))
 GENERAL = ("corpus/books-classic-02.jsonl.gz", "corpus/world-factbook.jsonl.gz", "corpus/wikitext-2.valid.txt")
 MEDICAL = ("rag/chunking-eval/pubmed.md",)
 BASE: dict[str, Any] = {"vocab_size": 4096, "dim": 192, "heads": 3, "layers": 4, "seq_len": 256, "batch_tokens": 4096}
-REPLAY, SHARE = 0.3, 0.1
+REPLAY, SHARE, STEPS = 0.3, 0.1, 300
 
 
 def sources(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -37,7 +37,7 @@ def sources(names: tuple[str, ...]) -> tuple[str, ...]:
     return paths
 
 
-def base(folder: Path, minutes: float, threads: int, size: dict[str, Any]) -> dict[str, Any]:
+def base(folder: Path, length: dict[str, Any], threads: int, size: dict[str, Any]) -> dict[str, Any]:
     """A model that has read general text, none of what is held out of it."""
     from ladderlm.data.recipes import BOOKS, refine
     from ladderlm.data.split import hold_out
@@ -47,8 +47,8 @@ def base(folder: Path, minutes: float, threads: int, size: dict[str, Any]) -> di
     hold_out(once, train, folder / "general.held.jsonl", share=SHARE, most=64 << 10)
     result = pretrain.run(
         PretrainConfig(
-            data=str(train), out=str(folder / "base"), held_out=str(folder / "general.held.jsonl"), minutes=minutes,
-            threads=threads, **{**BASE, **size},
+            data=str(train), out=str(folder / "base"), held_out=str(folder / "general.held.jsonl"), threads=threads,
+            **{**BASE, **length, **size},
         )
     )  # fmt: skip
     return {
@@ -75,10 +75,11 @@ def go_on(folder: Path, replay: float, threads: int, **changes: Any) -> dict[str
 def measure(minute: bool) -> dict[str, Any]:
     threads = int(os.environ.get("LADDERLM_BENCH_THREADS", "2"))
     small = {"dim": 64, "heads": 2, "layers": 2, "vocab_size": 1024}
-    minutes, size, changes = (0.25, small, {"minutes": 0.1}) if minute else (4.0, {}, {})
+    length: dict[str, Any] = {"minutes": 0.25} if minute else {"steps": STEPS}
+    size, changes = (small, {"minutes": 0.1}) if minute else ({}, {})
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        found: dict[str, Any] = {"base": base(folder, minutes, threads, size)}
+        found: dict[str, Any] = {"base": base(folder, length, threads, size)}
         for name, replay in (("with_replay", REPLAY), ("without_replay", 0.0)):
             found[name] = {"replay": replay, **go_on(folder, replay, threads, **changes)}
     bars = {

@@ -36,7 +36,7 @@ LEARNT = 800  # sentences of 997
 SHAPE: dict[str, Any] = {
     "dim": 64, "heads": 2, "layers": 2, "seq_len": 128, "batch_tokens": 2048, "lr": 0.005, "warmup": 20,
 }  # fmt: skip
-VOCABULARY, STEPS = 512, 240
+VOCABULARY, STEPS = 512, 120
 
 
 def sentences(path: Path) -> list[str]:

@@ -62,6 +62,22 @@ def test_the_end_of_a_beginning_may_cut_a_character() -> None:
         detect(b"a" * 40 + b"\xc3\x81\x8d\xc3", True)
 
 
+def test_utf8_with_a_wrong_byte_is_not_taken_for_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = (GERMAN * 20).encode() + b"\xfc" + GERMAN.encode()
+    with pytest.raises(Refused, match=f"at byte {len((GERMAN * 20).encode())}"):
+        detect(data, True)
+    assert detect(data, False) == "utf-8"
+    late = b"plain letters, " * 8000 + GERMAN.encode("cp1252") * 30
+    assert detect(late, True) == "cp1252"
+    monkeypatch.setattr(collect_formats, "WHOLE", 3000)
+    monkeypatch.setattr(collect_formats, "PIECE", 400)
+    pieces = [f"{GERMAN}\n\n".encode() for _ in range(60)]
+    pieces[9] = b"\xff" + pieces[9]
+    items = list(read(Blob("a.txt", io.BytesIO(b"".join(pieces))), How()))
+    assert [i.rule for i in items if not isinstance(i, Record)] == ["not-utf-8"]
+    assert len(items) > 10
+
+
 def test_long_texts_and_tables_are_recoded_as_they_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(collect_formats, "WHOLE", 5000)
     monkeypatch.setattr(collect_formats, "PIECE", 500)

@@ -105,6 +105,15 @@ def test_of_few_sources_short_texts_are_kept_apart_whole_and_long_ones_by_their_
     assert long["text"].startswith(next(r["text"] for r in train if r.source == "book"))
 
 
+def test_what_is_learnt_is_cut_where_that_is_wanted(tmp_path: Path) -> None:
+    long = make_record("text", {"text": "".join(f"Line {i} of a book.\n" for i in range(3000))}, source="book")
+    whole, first = held(tmp_path, [long])
+    pieces, again = held(tmp_path, [long], longest=5000)
+    assert again == first
+    assert "".join(p["text"] + "\n" for p in pieces) == whole[0]["text"]
+    assert all(5000 <= len(p["text"]) <= 10_000 for p in pieces)
+
+
 def test_too_little_text_says_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="too little text"):
         held(tmp_path, [make_record("text", {"text": "short"}, source="s")])

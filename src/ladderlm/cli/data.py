@@ -20,7 +20,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "augment": ("ladderlm.cli.data_mix:augment_", "variants: typos, keyboard slips, case, blanks, paraphrases"),
     "mix": ("ladderlm.cli.data_mix:mix_", "several datasets into one: weights, epochs, budgets, shuffled"),
     "shard": ("ladderlm.cli.data_shard:shard_", "tokenised, memory-mapped, ready for pretraining"),
-    "recipe": ("ladderlm.cli.data_recipe:recipe_", "collect, clean, dedup and mix in one go"),
+    "recipe": (
+        "ladderlm.cli.data_recipe:recipe_",
+        "from sources to a corpus in one go, or to a model of one's own field",
+    ),
     "split": ("ladderlm.cli.data_mix:split_", "hold a part out"),
     "bias": ("ladderlm.cli.data_look:bias_", "how often groups of people are spoken of, and as what"),
     "stats": ("ladderlm.cli.data_look:stats_", "what is in a dataset"),

@@ -22,12 +22,16 @@ _FEW = 20  # bytes above 127 that tell nothing about an alphabet
 _WESTERN = "cp1252"
 _LATIN = re.compile(r"iso8859[-_]?\d|latin|cp125[0247]|mac|ascii")
 _HIGH = re.compile(rb"[\x80-\xff]")
+_BEYOND = re.compile("[^\x00-\x7f]")
 _LETTER = re.compile(rb"[A-Za-z]")
 _NO_TEXT = re.compile("[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
 
 
 def detect(start: bytes, whole: bool) -> str:
-    """The encoding of a text by its beginning (all of it, if `whole`). Raises Refused ("not-utf-8") for none."""
+    """The encoding of a text by its beginning (all of it, if `whole`). Raises Refused ("not-utf-8") for none.
+
+    A beginning in UTF-8 with a few wrong bytes is UTF-8 all the same: other parts of the text may be whole.
+    """
     for mark, name in _MARKS:
         if start.startswith(mark):
             return _checked(start, name, whole)
@@ -36,11 +40,21 @@ def detect(start: bytes, whole: bool) -> str:
     try:
         codecs.getincrementaldecoder("utf-8")().decode(start, whole)
     except UnicodeDecodeError as error:
-        guess = _guess(start[:_LOOKED_AT])
-        if not guess:
+        around = start[max(error.start - _LOOKED_AT // 2, 0) : error.start + _LOOKED_AT // 2]
+        damaged = _damaged(around)
+        guess = "" if damaged else _guess(around)
+        if guess:
+            return _checked(start, guess, whole)
+        if whole or not damaged:
             raise Refused("not-utf-8", f"at byte {error.start}") from None
-        return _checked(start, guess, whole)
     return "utf-8"
+
+
+def _damaged(data: bytes) -> bool:
+    """Whether this is UTF-8 with a few bytes that are not: more characters of several bytes in it than errors."""
+    text = data.decode("utf-8", "replace")
+    wrong = text.count("\ufffd")
+    return len(_BEYOND.findall(text)) - wrong > wrong
 
 
 def _checked(start: bytes, name: str, whole: bool) -> str:

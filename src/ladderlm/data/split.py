@@ -40,19 +40,28 @@ def run_split(
 
 
 def hold_out(
-    path: str | Path, train: str | Path, held: str | Path, *, share: float, most: int, seed: int = 0
+    path: str | Path,
+    train: str | Path,
+    held: str | Path,
+    *,
+    share: float,
+    most: int,
+    seed: int = 0,
+    longest: int = 0,
 ) -> tuple[StageReport, StageReport]:
     """Keeps texts apart to measure a model by: pieces of about PIECE characters, `most` bytes of them at most.
 
     From ten sources on these are whole texts, chosen by the hash of their source; of fewer, the end of each LONG text
     and, where there are ten short ones, whole texts among them, by their ids. Not more is kept apart than twice what
-    is used. Raises UsageError when there is too little text.
+    is used. With `longest` the texts to learn from are cut into pieces of about so many characters, so that a share of
+    them is drawn from all. Raises UsageError when there is too little text.
     """
     if not 0 < share < 1 or most < 1:
         raise UsageError("a share in (0, 1) and at least a byte are held out", where=f"share={share}, most={most}")
     kept, settings = _choice(path, share, most, seed), {"share": share, "most": most, "seed": seed}
+    cuts = {"longest": longest} if longest else {}
     reports = (
-        run_stage("hold out", _beginnings(kept), (path,), train, {**settings, "side": "train"}),
+        run_stage("hold out", _beginnings(kept, longest), (path,), train, {**settings, **cuts, "side": "train"}),
         run_stage("hold out", _pieces(kept, most, seed), (path,), held, {**settings, "side": "held out"}),
     )
     if not reports[1].records_out:
@@ -110,12 +119,14 @@ def _choice(path: str | Path, share: float, most: int, seed: int) -> Kept:
     return kept
 
 
-def _beginnings(kept: Kept) -> Stage:
+def _beginnings(kept: Kept, longest: int) -> Stage:
     def stage(records: Iterable[Record]) -> Iterator[Record | Dropped]:
         for record in records:
             text = kept(record)[0]
             if not text:
                 yield Dropped(record, "held-out")
+            elif longest:
+                yield from (_part(record, piece) for piece in cut(text, longest))
             else:
                 yield record if text == record["text"] else _part(record, text)
 

@@ -73,15 +73,16 @@ def changes(report: Report, found: Mapping[str, Helped]) -> None:
 
 def stages(report: Report, data: Sequence[Mapping[str, Any]]) -> None:
     """The section of a report that tells how the data was made, where its lineage does."""
-    seen: dict[str, tuple[Any, ...]] = {}
+    seen: dict[tuple[str, str], tuple[Any, ...]] = {}
 
     def follow(entries: Sequence[Mapping[str, Any]]) -> None:
         for entry in entries:
             follow(entry.get("lineage") or ())
             left = ", ".join(f"{rule} {n:,}" for rule, n in entry.get("dropped", {}).items())
             names = ", ".join(i["name"] for i in entry.get("inputs", ()))
-            seen[entry.get("output") or str(len(seen))] = (
-                entry.get("stage", ""), names, entry.get("records_in", 0), entry.get("records_out", 0), left
+            stage = entry.get("stage", "")
+            seen[stage, entry.get("output") or str(len(seen))] = (
+                stage, names, entry.get("records_in", 0), entry.get("records_out", 0), left
             )  # fmt: skip
 
     follow([stage for entry in data for stage in entry.get("stages", ())])

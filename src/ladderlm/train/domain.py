@@ -14,7 +14,7 @@ from ladderlm import events
 from ladderlm.data.mix import Part, byte_size, measure, mix_stage
 from ladderlm.data.recipes import BOOKS, refine
 from ladderlm.data.shards import Shards, write_shards
-from ladderlm.data.split import hold_out
+from ladderlm.data.split import LONG, hold_out
 from ladderlm.data.stages import read_report, run_stage, stream
 from ladderlm.errors import StorageError, UsageError
 from ladderlm.models.reference import open_model
@@ -55,7 +55,7 @@ def _corpus(config: DomainConfig, folder: Path) -> Path:
         once = refine(name, sources, folder, licence=licence, rules=rules, without=config.without, values=values)
         learnt[name] = folder / f"{name}.train.jsonl"
         hold_out(once, learnt[name], folder / f"{name}.held.jsonl", share=config.share, most=config.held_kb << 10,
-                 seed=config.seed)  # fmt: skip
+                 seed=config.seed, longest=LONG if name == "general" else 0)  # fmt: skip
     sizes = {name: int(measure(0, path, byte_size).sum()) for name, path in learnt.items()}
     wanted = round(sizes["domain"] * config.replay / (1 - config.replay))
     again = min(wanted, sizes["general"])

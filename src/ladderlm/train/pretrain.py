@@ -82,7 +82,7 @@ def _run(config: PretrainConfig, world: World) -> Result:
     objective: Objective = kind(config, tokenizer)
     arch = files.arch if files else kind.architecture(config, tokenizer)
     model = objective.load(files) if files else objective.build(arch)
-    before = _before(model, objective, held, config) if files and world.main else None
+    before = _before(model.to(world.device), objective, held, config) if files and world.main else None
     if world.main:
         documents = len(tokens.starts)
         message = f"{arch.parameters / 1e6:.2f} M parameters, {len(tokens.ids_N):,} tokens in {documents:,} documents"
