@@ -47,8 +47,8 @@ VOCAB, HELD_EVERY, HELD = 4096, 25, slice(20_000, 60_000)  # of every 25th book 
 SHARES = (1 / 2, 1 / 3, 1 / 4.5)
 SEEDS = (0, 1, 2)
 SWEEP = {
-    "small": [(4096, 1e-3), (4096, 2e-3), (4096, 4e-3), (2048, 2e-3), (2048, 4e-3), (8192, 4e-3)],
-    "large": [(4096, 1e-3), (8192, 1e-3), (8192, 2e-3), (16384, 2e-3)],
+    "small": [(512, 1e-3), (512, 2e-3), (1024, 1e-3), (1024, 2e-3), (1024, 4e-3), (2048, 2e-3)],
+    "large": [(1024, 1e-3), (2048, 1e-3), (2048, 2e-3), (4096, 1e-3)],
     "tiny": [(2048, 4e-3)],
 }
 SWEPT = {"small": 1 / 2, "large": 1 / 4, "tiny": 1.0}  # share of the budget that a setting is judged by

@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-NAMES = ["startup", "speed", "parity", "quantise", "gguf", "engine", "sizes", "warm", "busy", "turns", "tokenizer",
-         "crash", "prepare"]  # fmt: skip
+NAMES = ["timetoloss", "startup", "speed", "parity", "quantise", "gguf", "engine", "sizes", "warm", "busy", "turns",
+         "tokenizer", "crash", "prepare"]  # fmt: skip
 
 
 @pytest.mark.slow
