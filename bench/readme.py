@@ -48,6 +48,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         )
     rows += forms(found)
     rows += engine(found)
+    rows += building(found)
     if s := found.get("speed"):
         line = f"{s['decode_tokens_per_second']:.0f} tok/s decode, {s['prefill_tokens_per_second']:.0f} prefill"
         rows.append((f"default model, {s['threads']} threads", line, "speed"))
@@ -100,6 +101,36 @@ def engine(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
             if ratios:
                 line = ", ".join(f"{what} {ratio:.1f} x" for what, ratio in ratios.items())
                 rows.append((f"{model} against llama.cpp {name}", line, "engine"))
+    return rows
+
+
+def building(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Lines about the way from raw text to a model."""
+    rows = []
+    if p := found.get("prepare"):
+        near = p["near_duplicates"]
+        line = f"{p['mb_per_cpu_second']} MB a CPU-second, {p['times_faster']:.0f} x datatrove + datasketch"
+        rows.append(("text cleaned and deduplicated", line, "prepare"))
+        line = f"recall {near['recall']:.4f}, precision {near['precision']:.4f}"
+        rows.append((f"near-duplicates among {near['groups']:,} groups", line, "prepare"))
+    if p := found.get("pii"):
+        ours, peer = (p["shared"][who]["all"]["f1"] for who in ("ours", "presidio"))
+        rows.append(("personal data found, F1", f"{ours:.3f}; presidio's patterns {peer:.3f}", "pii"))
+    if t := found.get("tokenizer"):
+        low, *_, high = sorted(e["ratio_to_tokenizers"] for e in t["encoding"].values())
+        line = (
+            f"trains {t['training']['ratio_to_tokenizers']['ours']:.1f} x, encodes {low:.0f} to {high:.0f} x tokenizers"
+        )
+        rows.append(("byte-level BPE, the same ids", line, "tokenizer"))
+    for name in ("timetoloss", "timetoloss_large"):
+        if t := found.get(name):
+            low, *_, high = sorted(t["speedups"]) if len(t["speedups"]) > 1 else t["speedups"] * 2
+            size, minutes = t["parameters"]["ours"] / 1e6, t["budget_cpu_seconds"] / 60
+            line = f"{t['speedup']:.1f} x as fast [{low:.1f}, {high:.1f}] over {len(t['speedups'])} seeds"
+            rows.append((f"to nanoGPT's loss after {minutes:.0f} min of a core, {size:.1f} M weights", line, name))
+    if c := found.get("languages"):
+        line = f"{c['right']['count']} of {c['right']['of']} sentences, {len(c['languages'])} languages"
+        rows.append(("language told by the fewest bits, a small model each", line, "languages"))
     return rows
 
 
