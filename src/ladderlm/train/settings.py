@@ -184,6 +184,14 @@ class DomainConfig(Value):
 
 
 @dataclass(frozen=True, slots=True)
+class PlanConfig(PretrainConfig):
+    """The settings of a pretraining that is only to be foretold."""
+
+    price: float = option(0.0, "what an hour of this machine costs, in any currency")
+    calibrate: float = option(30.0, "most seconds for trying a few steps out; 0: arithmetic alone")
+
+
+@dataclass(frozen=True, slots=True)
 class FinetuneConfig(Value):
     """What to tune on what, and how."""
 
