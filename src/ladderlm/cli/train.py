@@ -1,4 +1,4 @@
-"""`ladderlm pretrain`, `finetune`, `align`, and `plan`, which foretells a pretraining."""
+"""`ladderlm pretrain`, `finetune`, `align`, `plan` and `scaling`, which foretell pretrainings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ladderlm.cli import show
 from ladderlm.cli.args import parse
 from ladderlm.cli.models import size
 from ladderlm.errors import MissingExtra
-from ladderlm.train.settings import AlignConfig, FinetuneConfig, PlanConfig, PretrainConfig
+from ladderlm.train.settings import AlignConfig, FinetuneConfig, PlanConfig, PretrainConfig, ScalingConfig
 
 if TYPE_CHECKING:
     from ladderlm.train.planned import Plan
@@ -65,6 +65,24 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
         ("disk", size(plan.disk)),
     ]
     return rows
+
+
+def scaling(argv: list[str]) -> int:
+    about = "How the loss falls with size and tokens: a sweep of small runs, a law, and what larger runs will give."
+    config = parse("scaling", ScalingConfig, argv, description=about)
+    _use_torch()
+    with show.progress():
+        found = importlib.import_module("ladderlm.train.scaling").run(config)
+    if config.json:
+        show.emit_json(found.to_dict())
+        return 0
+    law = found.law
+    print(f"bits per byte = {law.e:.4g} + {law.a:.4g} / N^{law.alpha:.3f} + {law.b:.4g} / D^{law.beta:.3f}")
+    rows = [(f"{p.parameters:,}", f"{p.tokens:,}", f"{p.loss:.4f}", f"{p.low:.4f} to {p.high:.4f}")
+            for p in found.predictions]  # fmt: skip
+    show.table(rows, ("parameters", "tokens", "foretold", "95 % interval"))
+    print(f"{found.folder}/report.md")
+    return 0
 
 
 def lasting(seconds: float) -> str:

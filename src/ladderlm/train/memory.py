@@ -104,6 +104,8 @@ class _Live(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 0.0  # a figure that is only logged
+        if func is torch.ops.aten.nonzero.default:  # experts: nobody knows which tokens go where, so all go everywhere
+            return torch.zeros(args[0].numel(), args[0].dim(), dtype=torch.long, device=args[0].device)
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):

@@ -92,7 +92,7 @@ def _run(config: PretrainConfig, world: World) -> Result:
         message = f"{arch.parameters / 1e6:.2f} M parameters, {len(tokens.ids_N):,} tokens in {documents:,} documents"
         events.emit("pretrain", message, data={"parameters": arch.parameters, "tokens": len(tokens.ids_N)})
     arch, cpu = model.arch, time.process_time()  # type: ignore[assignment]
-    fitted = _fit(model := _prepared(model, config, world), objective, tokens, held, config, run_, world)
+    fitted = learn(model := _prepared(model, config, world), objective, tokens, held, config, run_, world)
     check_finished(run_, fitted, "pretrain")
     taken = {"seconds": fitted.seconds, "cpu_seconds": time.process_time() - cpu, "memory": peak.growth()}
     planned = _planned(asked, config, objective, arch, tokens, run_, fitted, taken) if whole_run else None
@@ -157,10 +157,11 @@ def _prepared(model: nn.Module, config: PretrainConfig, world: World) -> nn.Modu
     return world.shard(model)
 
 
-def _fit(
+def learn(
     model: nn.Module, objective: Objective, tokens: Tokens, held: Sequence[Record], config: PretrainConfig, run_: Run,
     world: World,
 ) -> Fit:  # fmt: skip
+    """Trains `model` in the run, or goes on with it, by settings that are all in numbers."""
     optimiser = Optimiser(model.named_parameters(), config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
     watch = Watch(
         (lambda: {"held_out_loss": objective.held_out_loss(model, held)}) if config.evaluate_every else None,
