@@ -33,7 +33,7 @@ def points(noise: float = 0.0, law: Law = TRUE) -> list[Point]:
 @pytest.mark.parametrize("law", [TRUE, Law(0.9, 60.0, 500.0, 0.25, 0.4), Law(0.5, 3.0, 9e4, 0.1, 0.9)])
 def test_known_coefficients_are_found_again(law: Law) -> None:
     found = fit_law(points(law=law))
-    assert (found.alpha, found.beta) == pytest.approx((law.alpha, law.beta), rel=0.02)
+    assert (found.alpha, found.beta) == pytest.approx((law.alpha, law.beta), rel=0.01)
     assert found.e == pytest.approx(law.e, abs=0.03)
     assert found.loss(10**8, 10**9) == pytest.approx(law.loss(10**8, 10**9), rel=0.02)
 
