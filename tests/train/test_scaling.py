@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -184,5 +185,8 @@ def test_a_shape_to_foretell_needs_a_vocabulary(tmp_path: Path) -> None:
 def test_a_drawing_with_a_logarithmic_axis_and_dots() -> None:
     assert log_ticks(1.9, 3.1) == [100.0, 200.0, 500.0, 1000.0]
     drawn = to_svg(Curve("c", {"a": [(10, 1), (1000, 2)]}, dots={"a": [(100, 1.5)]}, log=True))
-    left, middle, right = (float(drawn.split(at)[1].split()[0].split('"')[0]) for at in ('d="M', 'cx="', "L"))
-    assert middle == pytest.approx((left + right) / 2, abs=0.2)
+    line = re.search(r'class="line s0" d="M([\d.]+) [\d.]+L([\d.]+) ', drawn)
+    dot = re.search(r'class="dot s0" cx="([\d.]+)"', drawn)
+    assert line is not None
+    assert dot is not None
+    assert float(dot[1]) == pytest.approx((float(line[1]) + float(line[2])) / 2, abs=0.2)
