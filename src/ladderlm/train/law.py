@@ -94,7 +94,7 @@ def predict(points: Sequence[Point], targets: Sequence[tuple[int, int]], seed: i
     law, rng = fit_law(points), np.random.default_rng(seed)
     errors_N = np.log([p.loss / law.loss(p.parameters, p.tokens) for p in points])
     errors_N = errors_N * np.sqrt(len(points) / max(1, len(points) - 5))  # five numbers were fitted
-    drawn = []
+    drawn = list[Law]()
     while len(drawn) < DRAWS:
         some = [points[i] for i in rng.integers(len(points), size=len(points))]
         if _tell_apart(some):

@@ -74,7 +74,7 @@ def footprint(
         for _ in range(2):  # from the first step on the optimiser has moments
             for _ in range(min(passes, 2)):  # in the second pass there are gradients from the first
                 loss, _ = objective.loss(model, batch)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             del loss
             nn.utils.clip_grad_norm_(optimiser.parameters, 1.0)
             optimiser.step(1.0)
@@ -84,7 +84,7 @@ def footprint(
             "gradients": weights,
             "optimiser": sum(_bytes(t) for t in optimiser.state().values()),
             "average": sum(_bytes(t) for t in average.state().values()) if average else 0,
-            "logits": 4 * min(ROWS, batch.weight) * model.arch.vocab_size,  # type: ignore[union-attr, operator]
+            "logits": 4 * min(ROWS, batch.weight) * model.arch.vocab_size,  # type: ignore[union-attr]
         }
     return Footprint(**kept, activations=max(0, live.most - sum(kept.values())))
 
@@ -160,7 +160,7 @@ class Peak:
 @functools.cache
 def _first_step() -> None:
     weight_MM = nn.Parameter(torch.zeros(1024, 1024))
-    (weight_MM @ weight_MM).sum().backward()  # type: ignore[no-untyped-call]
+    (weight_MM @ weight_MM).sum().backward()
     torch.optim.AdamW([weight_MM], fused=True).step()
 
 

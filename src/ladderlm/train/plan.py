@@ -139,7 +139,7 @@ def try_out(
         for _ in range(count):
             with passes:
                 loss, _ = _loss(objective, model, moved(batches(number), config.device), config.precision)
-                (loss / count).backward()  # type: ignore[no-untyped-call]
+                (loss / count).backward()
                 loss.item()
             number += 1
         del loss

@@ -108,11 +108,12 @@ class Outcome(Value):
     def rows(self) -> list[tuple[str, str, str, str]]:
         """(what, predicted, measured, error), for people."""
         shown = {"seconds": ("seconds", 1.0), "cpu_seconds": ("CPU seconds", 1.0), "memory": ("memory, MB", 1e-6)}
-        return [
-            (shown[name][0], *(f"{found[name] * shown[name][1]:,.1f}" for found in (self.predicted, self.measured)),
-             f"{error:+.1%}")
-            for name, error in self.error.items()
-        ]  # fmt: skip
+        out = []
+        for name, error in self.error.items():
+            said, scale = shown[name]
+            foretold, found = (f"{each[name] * scale:,.1f}" for each in (self.predicted, self.measured))
+            out.append((said, foretold, found, f"{error:+.1%}"))
+        return out
 
 
 def outcome(plan: Plan, steps: int, measured: Mapping[str, float | None]) -> Outcome | None:

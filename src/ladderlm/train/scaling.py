@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ladderlm import events, store
+from ladderlm.data.shards import is_shards
 from ladderlm.errors import FormatError, NotFound, UsageError
 from ladderlm.evals.report import Report
 from ladderlm.models.reference import open_model
@@ -152,7 +153,7 @@ def set_up(config: ScalingConfig, folder: Path) -> Setup:
     given = str(kept) if kept.exists() else config.tokenizer
     base = PretrainConfig(**shared, tokenizer=given, threads=config.threads, steps=1)
     tokens, tokenizer, held, _ = pretrain.load(base, Causal, None, ALONE)
-    if not pretrain.is_shards(config.data):
+    if not is_shards(config.data):
         with store.atomic_file(kept) as file:
             file.write(tokenizer.to_json())
     store.write_json(path, {"format": FORMAT, "settings": begun})
