@@ -46,3 +46,14 @@ def test_products_in_16_bits_turn_as_those_in_32() -> None:
     exact, narrow = orthogonalise(g_BMN), orthogonalise(g_BMN, torch.bfloat16)
     assert narrow.dtype == torch.float32
     assert 0 < (narrow - exact).norm() < 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("noise", [0.0, 1e-3, 1e-2, 0.1])
+def test_no_direction_is_ever_stretched(dtype: torch.dtype, noise: float) -> None:
+    """One direction alone has the norm of the whole matrix: rounded up, it would leave where the quintics hold."""
+    generator = torch.Generator().manual_seed(7)
+    for rows, columns in ((32, 32), (128, 128), (320, 128)):
+        u, v = torch.randn(4, rows, 1, generator=generator), torch.randn(4, 1, columns, generator=generator)
+        g_BMN = u * v + noise * torch.randn(4, rows, columns, generator=generator)
+        assert torch.linalg.matrix_norm(orthogonalise(g_BMN, dtype), 2).max() < 1.3

@@ -6,7 +6,6 @@ quicker to hold all shares of a text at once. Letters: N heads of all texts, T t
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -28,7 +27,6 @@ def suits(x_BHTK: Tensor) -> bool:
     return on and x_BHTK.shape[2] <= LONGEST
 
 
-@functools.lru_cache(maxsize=8)
 def _unseen(length: int) -> Tensor:
     """bias_TT: -inf where a key comes after its query."""
     return torch.full((length, length), -math.inf).triu(1)

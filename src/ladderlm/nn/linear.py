@@ -83,6 +83,13 @@ def linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
 _integers: ContextVar[bool] = ContextVar("integers", default=False)
 
 
+def products(precision: str, device: str) -> contextlib.AbstractContextManager[Any]:
+    """Layers that train multiply in "bf16", in "int8", or as they are ("fp32") meanwhile."""
+    if precision == "int8":
+        return integer_products()
+    return torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=precision == "bf16")
+
+
 @contextlib.contextmanager
 def integer_products() -> Iterator[None]:
     """Layers that train multiply integers meanwhile."""

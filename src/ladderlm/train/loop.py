@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ladderlm import events, store
 from ladderlm.errors import LadderError
-from ladderlm.nn.linear import integer_products
+from ladderlm.nn.linear import products
 from ladderlm.nn.loss import moved
 from ladderlm.train.checkpoint import Checkpoints, Progress
 from ladderlm.train.distributed import ALONE, World
@@ -122,14 +122,8 @@ class _Loss(nn.Module):
         self.precision, self.device = config.precision, device
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        with self.products():
+        with products(self.precision, self.device):
             return self.loss_fn(self.model, batch)
-
-    def products(self) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "int8":
-            return integer_products()
-        narrow = self.precision == "bf16"
-        return torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=narrow)
 
 
 class _Loop(Generic[M, B]):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ladderlm.errors import FormatError
 from ladderlm.train.distributed import fill, local, part_like, share_like, whole_like
+from ladderlm.train.settings import PretrainConfig
 
 # Odd quintics a x + b x^3 + c x^5, each the minimax fit of 1 on what the ones before it leave of [0.001, 1], by our own
 # Remez exchange after Amsel et al. 2025 (arXiv 2505.16932). Their product maps [0.001, 1] into [0.87, 1.13].
@@ -33,12 +34,15 @@ BETAS = (0.9, 0.95)
 def orthogonalise(g_BMN: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """About U V^T for every matrix U S V^T of the batch; singular values below a thousandth of the norm stay short.
 
-    The products are made in `dtype`; the result is fp32.
+    The products are made in `dtype`; the result is fp32. Above 1 the quintics grow steeply, where rounding must not
+    lead: so all but the last are stretched by the `slack` that bf16 needs.
     """
     tall = g_BMN.shape[-2] > g_BMN.shape[-1]
     x = g_BMN.mT.contiguous() if tall else g_BMN
-    x = (x / (1.001 * x.norm(dim=(-2, -1), keepdim=True) + 1e-12)).to(dtype)
-    for a, b, c in QUINTICS:
+    slack = 1.001 if dtype == torch.float32 else 1.02
+    x = (x / (slack * x.norm(dim=(-2, -1), keepdim=True) + 1e-12)).to(dtype)
+    stretched = [(a / slack, b / slack**3, c / slack**5) for a, b, c in QUINTICS[:-1]]
+    for a, b, c in (*(QUINTICS[:-1] if dtype == torch.float32 else stretched), QUINTICS[-1]):
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).float()
@@ -143,3 +147,11 @@ class Optimiser:
                     fill(entry[key], state[f"adamw.{name}.{key}"])
         except KeyError as error:
             raise FormatError(f"the checkpoint lacks {error}", cure="it belongs to other settings") from None
+
+
+def optimiser_of(model: nn.Module, config: PretrainConfig) -> Optimiser:
+    """The optimiser that pretraining by `config` has, whose numbers have all been derived."""
+    return Optimiser(
+        model.named_parameters(), config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay,
+        precision=config.precision,
+    )  # fmt: skip

@@ -185,6 +185,35 @@ class DomainConfig(Value):
 
 
 @dataclass(frozen=True, slots=True)
+class PlanConfig(PretrainConfig):
+    """The settings of a pretraining that is only to be foretold."""
+
+    price: float = option(0.0, "what an hour of this machine costs, in any currency")
+    calibrate: float = option(30.0, "most seconds for trying a few steps out; 0: arithmetic alone")
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingConfig(Value):
+    """A sweep of small pretrainings on one text, and what to foretell from it."""
+
+    data: str = option("", "text, as pretrain takes it; without it --points are fitted", positional=True)
+    out: str = option("scaling", "folder of the sweep: its runs, points.jsonl, report", short="-o")
+    sizes: str = option("2x32,3x48,4x64,4x96", "models: LAYERSxWIDTH, or dN for a depth as in pretrain")
+    tokens: str = option("250k,500k,1M,2M", "tokens that each of them reads, in runs of their own")
+    predict: str = option("", "runs to foretell, SIZE:TOKENS, as 4x192:8M; by a number of parameters 50M:1G")
+    points: str = option("", "more runs: JSON lines of parameters, tokens and loss (bits per byte)")
+    runs: tuple[str, ...] = option((), "a pretraining of the workspace to take in; may be repeated")
+    held_out: str = option("", "text to measure on; else a twentieth of the data is kept apart")
+    tokenizer: str = option("", "a tokenizer.json; else one is trained on the data")
+    vocab_size: int = option(1024, "tokens of the tokenizer to train")
+    seq_len: int = option(256, "tokens in a window")
+    batch_tokens: int = option(2048, "tokens in an optimiser step")
+    seed: int = option(0, "seed of weights and order")
+    threads: int = option(0, "processor threads; 0: all")
+    json: bool = option(False, "print the result as JSON")
+
+
+@dataclass(frozen=True, slots=True)
 class FinetuneConfig(Value):
     """What to tune on what, and how."""
 
