@@ -45,15 +45,17 @@ def test_products_in_16_bits_turn_as_those_in_32() -> None:
     g_BMN = torch.randn(2, 24, 40, generator=torch.Generator().manual_seed(3))
     exact, narrow = orthogonalise(g_BMN), orthogonalise(g_BMN, torch.bfloat16)
     assert narrow.dtype == torch.float32
-    assert 0 < (narrow - exact).norm() < 0.1 * exact.norm()
+    assert 0 < (narrow - exact).norm() < 0.2 * exact.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("noise", [0.0, 1e-3, 1e-2, 0.1])
-def test_no_direction_is_ever_stretched(dtype: torch.dtype, noise: float) -> None:
-    """One direction alone has the norm of the whole matrix: rounded up, it would leave where the quintics hold."""
+def test_no_direction_is_ever_stretched(dtype: torch.dtype) -> None:
+    """A singular value that rounding leads out of the quintics' range grows from there on: in a run, to thousands."""
     generator = torch.Generator().manual_seed(7)
-    for rows, columns in ((32, 32), (128, 128), (320, 128)):
-        u, v = torch.randn(4, rows, 1, generator=generator), torch.randn(4, 1, columns, generator=generator)
-        g_BMN = u * v + noise * torch.randn(4, rows, columns, generator=generator)
-        assert torch.linalg.matrix_norm(orthogonalise(g_BMN, dtype), 2).max() < 1.3
+    size = 128
+    spectra = {"falling": torch.linspace(1, 1e-3, size), "even": torch.ones(size)}
+    spectra |= {f"rank {k}": torch.cat([torch.ones(k), torch.zeros(size - k)]) for k in (1, 3, 16)}
+    for name, values in spectra.items():
+        u, v = (torch.linalg.qr(torch.randn(6, size, size, generator=generator))[0] for _ in range(2))
+        g_BMN = u @ values.diag() @ v + 1e-3 * torch.randn(6, size, size, generator=generator) / size**0.5
+        assert torch.linalg.matrix_norm(orthogonalise(g_BMN, dtype), 2).max() < 1.2, name

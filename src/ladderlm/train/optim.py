@@ -39,7 +39,7 @@ def orthogonalise(g_BMN: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """
     tall = g_BMN.shape[-2] > g_BMN.shape[-1]
     x = g_BMN.mT.contiguous() if tall else g_BMN
-    slack = 1.001 if dtype == torch.float32 else 1.02
+    slack = 1.001 if dtype == torch.float32 else 1.01
     x = (x / (slack * x.norm(dim=(-2, -1), keepdim=True) + 1e-12)).to(dtype)
     stretched = [(a / slack, b / slack**3, c / slack**5) for a, b, c in QUINTICS[:-1]]
     for a, b, c in (*(QUINTICS[:-1] if dtype == torch.float32 else stretched), QUINTICS[-1]):
