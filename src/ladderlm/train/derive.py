@@ -16,13 +16,16 @@ WIDTH = 64  # of a head, and per layer of the whole
 TOKENS_PER_PARAMETER = 20  # compute-optimal (Hoffmann et al. 2022)
 RATED = 192  # the width that the learning rates below were found at; they fall with its square root
 LR, MUON_LR, GO_ON_LR = 0.005, 0.02, 1e-4
+# BERT's layers end in a norm: a branch that has grown large drowns what came in, and masked tokens are never learnt.
+MASKED_LR, MASKED_MUON_LR = 0.002, 0.01
 BATCH, BATCH_TOKENS = 2048, 20e6  # tokens in a step of a run of so many tokens; it grows with their square root
 
 
 def derived(config: PretrainConfig) -> PretrainConfig:
     """`config` with everything in numbers. `depth` sets sizes, batch and rates, and steps unless they are given."""
     found = _by_depth(config) if config.depth else config
-    lr, muon_lr = (GO_ON_LR, 0.0) if config.model else (LR, MUON_LR)
+    lr, muon_lr = (MASKED_LR, MASKED_MUON_LR) if config.objective.startswith("mlm") else (LR, MUON_LR)
+    lr, muon_lr = (GO_ON_LR, 0.0) if config.model else (lr, muon_lr)
     shrink = math.sqrt(RATED / found.dim) if config.depth and not config.model else 1.0
     return dataclasses.replace(
         found, lr=config.lr or lr * shrink, muon_lr=config.muon_lr if config.muon_lr >= 0 else muon_lr * shrink
