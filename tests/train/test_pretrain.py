@@ -161,6 +161,8 @@ def test_one_dial_sets_the_rest() -> None:
     assert derived(PretrainConfig(data="x", depth=4, minutes=2.0)).steps == 0
     plain = derived(PretrainConfig(steps=1))
     assert (plain.lr, plain.muon_lr) == (0.01, 0.01)
+    masked = derived(PretrainConfig(steps=1, objective="mlm+nsp"))
+    assert (masked.lr, masked.muon_lr) == (0.002, 0.01)
 
 
 def test_windows_grow_over_the_same_tokens() -> None:

@@ -18,13 +18,16 @@ WIDTH = 64  # of a head, and per layer of the whole
 TOKENS_PER_PARAMETER = 20  # compute-optimal (Hoffmann et al. 2022)
 RATED = 192  # the width that the learning rates below were found at; they fall with its square root
 LR, MUON_LR, GO_ON_LR = 0.01, 0.01, 1e-4
+# BERT's layers end in a norm: a branch that has grown large drowns what came in, and masked tokens are never learnt.
+MASKED_LR = 0.002
 BATCH, BATCH_TOKENS = 2048, 20e6  # tokens in a step of a run of so many tokens; it grows with their square root
 
 
 def derived(config: PretrainConfig) -> PretrainConfig:
     """`config` with everything in numbers. `depth` sets sizes, batch and rates, and steps unless they are given."""
     found = _by_depth(config) if config.depth else config
-    lr, muon_lr = (GO_ON_LR, 0.0) if config.model else (LR, MUON_LR)
+    rate = MASKED_LR if config.objective.startswith("mlm") else LR
+    lr, muon_lr = (GO_ON_LR, 0.0) if config.model else (rate, MUON_LR)
     shrink = math.sqrt(RATED / found.dim) if config.depth and not config.model else 1.0
     precision = config.precision
     if precision == "auto":
