@@ -40,7 +40,7 @@ FILES = ("books-children.jsonl.gz", "books-classic-01.jsonl.gz")
 CODE = ("src/ladderlm/nn/linear.py", "bench/learner.py", "bench/nanogpt.py")
 OURS = ("src/ladderlm/train/*.py", "src/ladderlm/nn/*.py")
 VOCAB, HELD_EVERY, HELD = 4096, 25, slice(20_000, 60_000)  # of every 25th book a part is held out, the rest unread
-SHARES = (1 / 2, 1 / 3, 1 / 4.5)
+SHARES = (1 / 3, 1 / 4.5, 1 / 7)
 SEEDS = (0, 1, 2)
 SWEEP = {
     "small": [(512, 1e-3), (512, 2e-3), (1024, 1e-3), (1024, 2e-3), (1024, 4e-3), (2048, 2e-3), (1024, 8e-3)],
