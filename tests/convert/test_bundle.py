@@ -224,7 +224,8 @@ def test_an_interrupt_is_quiet(written: Path) -> None:
         process.stdin.flush()
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=60)[1]
+        process.wait(timeout=60)  # with its input open, whose end would end it too
+        said = process.communicate()[1]
     assert (process.returncode, said) == (130, "")
 
 
