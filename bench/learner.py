@@ -33,7 +33,7 @@ from ladderlm.train.causal import Causal, length_at, shorten
 from ladderlm.train.corpus import Tokens, windows
 from ladderlm.train.derive import derived
 from ladderlm.train.loop import Watch, fit
-from ladderlm.train.optim import Optimiser
+from ladderlm.train.optim import optimiser_of
 from ladderlm.train.settings import LoopConfig, PretrainConfig
 
 VOCAB, CONTEXT = 4096, 256
@@ -116,7 +116,7 @@ class Peer:
 
     def steps(self, seconds: float) -> int:
         times = self.run(10**6, WARM + TIMED, 1, None)
-        return max(20, round(seconds / (times[-1] - times[WARM - 1]) * (TIMED)))
+        return max(20, round(seconds / (times[-1] - times[WARM - 1]) * TIMED))
 
     def tokens(self, steps: int) -> int:
         return steps * self.batch
@@ -145,10 +145,7 @@ class Ours:
         objective, times = Causal(config, self.tokenizer), []
         model = objective.build(self.architecture(objective))
         self.spec["parameters"] = sum(p.numel() for p in model.parameters())
-        optimiser = Optimiser(
-            model.named_parameters(), config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay,
-            precision=config.precision,
-        )  # fmt: skip
+        optimiser = optimiser_of(model, config)
         get = objective.batches(self.tokens_)
 
         def cost(ids_BT: Tensor, targets_BT: Tensor) -> float:

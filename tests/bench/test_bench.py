@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-NAMES = ["timetoloss", "startup", "speed", "parity", "quantise", "gguf", "engine", "sizes", "warm", "busy", "turns",
-         "tokenizer", "crash", "prepare"]  # fmt: skip
+NAMES = ["startup", "speed", "parity", "quantise", "gguf", "engine", "sizes", "warm", "busy", "turns", "tokenizer",
+         "crash", "prepare"]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ def test_a_minute_of_pii(shared_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["domain", "languages"])
+@pytest.mark.parametrize("name", ["domain", "languages", "timetoloss"])
 def test_a_minute_of_training(name: str, shared_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     done = subprocess.run(
@@ -54,8 +54,11 @@ def test_a_minute_of_training(name: str, shared_data: Path, tmp_path: Path) -> N
     found = json.loads(out.read_text())
     if name == "domain":
         assert found["with_replay"]["held_out"]["difference"]["high"] < 0
-    else:
+    elif name == "languages":
         assert found["right"]["share"] > 0.8
+    else:
+        assert [run["who"] for run in found["runs"]] == ["nanogpt", "ours", "ours", "ours"]
+        assert all(run["bits_per_byte"] < 4.5 for run in found["runs"])
 
 
 def test_the_docs_name_every_proof_and_no_other() -> None:

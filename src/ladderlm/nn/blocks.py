@@ -148,7 +148,7 @@ class Attention(nn.Module):
         local = 0 < self.window < seen if self.causal else 0 < self.window // 2 < seen
         grouped = self.kv_heads != self.heads
         if not (local or self.cap or turns.bias) and (length == seen or length == 1 or not self.causal):
-            if self.causal and dense.suits(q_BHTK):
+            if self.causal and length == seen and dense.suits(q_BHTK):
                 share = self.heads // self.kv_heads
                 k_BHSK, v_BHSK = (x if share == 1 else x.repeat_interleave(share, 1) for x in (k_BGSK, v_BGSK))
                 return dense.attend(q_BHTK, k_BHSK, v_BHSK, self.scale)
