@@ -1,9 +1,10 @@
-"""`python -m bench.readme [--check]`: writes the measured figures into README from bench/results, or checks them."""
+"""`python -m bench.readme [--check]`: puts the figures of bench/results into README and docs, or checks."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         )
     rows += forms(found)
     rows += engine(found)
+    rows += building(found)
     if s := found.get("speed"):
         line = f"{s['decode_tokens_per_second']:.0f} tok/s decode, {s['prefill_tokens_per_second']:.0f} prefill"
         rows.append((f"default model, {s['threads']} threads", line, "speed"))
@@ -102,16 +104,99 @@ def engine(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
     return rows
 
 
+def building(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Lines about the way from raw text to a model."""
+    rows = []
+    if p := found.get("prepare"):
+        near = p["near_duplicates"]
+        line = f"{p['mb_per_cpu_second']} MB a CPU-second, {p['times_faster']:.0f} x datatrove + datasketch"
+        rows.append(("text cleaned and deduplicated", line, "prepare"))
+        line = f"recall {near['recall']:.4f}, precision {near['precision']:.4f}"
+        rows.append((f"near-duplicates among {near['groups']:,} groups", line, "prepare"))
+    if p := found.get("pii"):
+        ours, peer = (p["shared"][who]["all"]["f1"] for who in ("ours", "presidio"))
+        rows.append(("personal data found, F1", f"{ours:.3f}; presidio's patterns {peer:.3f}", "pii"))
+    if t := found.get("tokenizer"):
+        low, *_, high = sorted(e["ratio_to_tokenizers"] for e in t["encoding"].values())
+        line = (
+            f"trains {t['training']['ratio_to_tokenizers']['ours']:.1f} x, encodes {low:.0f} to {high:.0f} x tokenizers"
+        )
+        rows.append(("byte-level BPE, the same ids", line, "tokenizer"))
+    for name in ("timetoloss", "timetoloss_large"):
+        if t := found.get(name):
+            low, *_, high = sorted(t["speedups"]) if len(t["speedups"]) > 1 else t["speedups"] * 2
+            size, minutes = t["parameters"]["ours"] / 1e6, t["budget_cpu_seconds"] / 60
+            line = f"{t['speedup']:.1f} x as fast [{low:.1f}, {high:.1f}] over {len(t['speedups'])} seeds"
+            rows.append((f"to nanoGPT's loss after {minutes:.0f} min of a core, {size:.1f} M weights", line, name))
+    if c := found.get("languages"):
+        line = f"{c['right']['count']} of {c['right']['of']} sentences, {len(c['languages'])} languages"
+        rows.append(("language told by the fewest bits, a small model each", line, "languages"))
+    return rows
+
+
+def by_size(found: dict[str, dict[str, Any]]) -> str:
+    """Speed, memory and loading of models of growing size; "" before they are measured."""
+    if not (sizes := found.get("sizes")):
+        return ""
+    rows = []
+    for name, one in sizes.items():
+        if not isinstance(one, dict) or "work" not in one:
+            continue
+        decode, prefill, fresh = one["work"]["decode_128"], one["work"].get("prefill_512"), one["fresh"]
+        read = f"{prefill['ladderlm']:,.0f} ({prefill['llama.cpp']:,.0f})" if prefill else ""
+        cells = (
+            name.upper(), f"{one['weight_bytes'] / 1e6:,.0f} MB",
+            f"{decode['ladderlm']:,.1f} ({decode['llama.cpp']:,.1f})", read, f"{100 * decode['share']:.0f} %",
+            f"{fresh['load_seconds']:.1f} s", f"{fresh['peak_bytes'] / 1e6:,.0f} MB",
+        )  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |\n")
+    machine = sizes["machine"]
+    head = (
+        "| weights | in 4 bits | tok/s, one sequence | tok/s, prompt of 512 | of the bandwidth | load | peak memory |"
+    )
+    where = f"{machine['cores']} cores of {machine['cpu']}, {sizes['date']}"
+    said = f"Random Llama-style models at Q4_0 on {where}; in brackets llama.cpp built for it, in the same run:"
+    return f"{said}\n\n{head}\n|---|---|---|---|---|---|---|\n{''.join(rows)}"
+
+
+def by_part(found: dict[str, dict[str, Any]]) -> str:
+    """What each part of the pretraining recipe gives; "" before it is measured."""
+    if not (t := found.get("timetoloss")):
+        return ""
+    machine, seconds = t["machine"], t["budget_cpu_seconds"]
+    where = f"one core of {machine['cpu']}, {t['date']}"
+    rows = [
+        f"| {'' if row['without'] == 'the recipe' else 'without: '}{row['without']} | {row['bits_per_byte']:.3f} | "
+        f"{row['tokens'] / 1e6:.2f} M |\n"
+        for row in t["without"]
+    ]  # fmt: skip
+    low, *_, high = sorted(t["speedups"])
+    return (
+        f"{t['parameters']['ours'] / 1e6:.1f} M weights on {where}. The loss that nanoGPT's recipe ends at after "
+        f"{seconds / 60:.0f} minutes is reached {t['speedup']:.1f} times as fast ({low:.1f} to {high:.1f} over "
+        f"{len(t['speedups'])} seeds). Each part taken away alone, {seconds / 3:.0f} seconds, one seed, the rates left "
+        f"as they are:\n\n| recipe | bits per byte | tokens read |\n|---|---|---|\n{''.join(rows)}"
+    )
+
+
+PAGES: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {
+    "README.md": table,
+    "docs/engine.md": by_size,
+    "docs/build.md": by_part,
+}
+
+
 def main() -> int:
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
-    wanted = f"{head}{BEGIN}\n{table(results())}{END}{tail}"
-    if "--check" in sys.argv:
-        return 0 if wanted == text else 1
-    readme.write_text(wanted, encoding="utf-8")
-    return 0
+    found, differ = results(), 0
+    for name, make in PAGES.items():
+        page = ROOT / name
+        text = page.read_text(encoding="utf-8")
+        head, rest = text.split(BEGIN)
+        wanted = f"{head}{BEGIN}\n{make(found)}{END}{rest.split(END)[1]}"
+        differ += wanted != text
+        if "--check" not in sys.argv:
+            page.write_text(wanted, encoding="utf-8")
+    return int("--check" in sys.argv and differ > 0)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def test_a_minute_of_tuning(name: str, shared_data: Path, tmp_path: Path, defaul
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["domain", "languages"])
+@pytest.mark.parametrize("name", ["domain", "languages", "timetoloss"])
 def test_a_minute_of_training(name: str, shared_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     done = subprocess.run(
@@ -77,8 +77,11 @@ def test_a_minute_of_training(name: str, shared_data: Path, tmp_path: Path) -> N
     found = json.loads(out.read_text())
     if name == "domain":
         assert found["with_replay"]["held_out"]["difference"]["high"] < 0
-    else:
+    elif name == "languages":
         assert found["right"]["share"] > 0.8
+    else:
+        assert [run["who"] for run in found["runs"]] == ["nanogpt", "ours", "ours", "ours"]
+        assert all(run["bits_per_byte"] < 4.5 for run in found["runs"])
 
 
 @pytest.mark.slow

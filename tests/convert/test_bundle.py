@@ -217,14 +217,20 @@ def test_without_numpy_it_says_so(written: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
 def test_an_interrupt_is_quiet(written: Path) -> None:
     command = [sys.executable, "-I", str(written / "run.py"), "--chat", "--tokens", "3"]
-    with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True) as process:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what is ignored here would be ignored there
+    try:
+        process = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         assert process.stdin
         assert process.stdout
         process.stdin.write("the cat\n")
         process.stdin.flush()
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=60)[1]
+        process.wait(timeout=60)  # with its input open, whose end would end it too
+        said = process.communicate()[1]
     assert (process.returncode, said) == (130, "")
 
 

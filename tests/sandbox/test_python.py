@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from ladderlm.errors import LadderError, UsageError
-from ladderlm.sandbox.python import Outcome, run_python
+from ladderlm.sandbox.python import Finished, run_python
 
 
-def attempt(code: str, seconds: float = 20.0) -> Outcome:
+def attempt(code: str, seconds: float = 20.0) -> Finished:
     try:
         return run_python(code, seconds=seconds)
     except LadderError as error:
@@ -22,7 +22,7 @@ def attempt(code: str, seconds: float = 20.0) -> Outcome:
 
 def test_code_runs_with_the_standard_library_and_its_own_folder() -> None:
     found = attempt("import math, json\nopen('a.txt', 'w').write('x')\nprint(math.sqrt(16), open('a.txt').read())")
-    assert found == Outcome(True, "4.0 x\n")
+    assert found == Finished(True, "4.0 x\n")
 
 
 def test_an_error_is_told() -> None:

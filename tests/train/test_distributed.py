@@ -63,7 +63,7 @@ def pretrained(count: int, settings: dict[str, Any], stop: int = 0) -> Run:
 def settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     rows = [{"text": " ".join(STORIES[i:] + STORIES[:i])} for i in range(20)]
     data = write_jsonl(tmp_path / "stories.jsonl", rows)
-    shape = {**SIZES, "threads": 1, "seq_len": 64, "ema": 0.9, "evaluate_every": 5, "steps": 10}
+    shape = {**SIZES, "precision": "fp32", "threads": 1, "seq_len": 64, "ema": 0.9, "evaluate_every": 5, "steps": 10}
     return {**shape, "data": str(data), "replace": True, **changes}
 
 

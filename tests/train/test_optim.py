@@ -39,3 +39,23 @@ def test_muon_solves_a_least_squares_problem_and_leaves_vectors_to_adamw() -> No
     assert (weight - target).abs().max() < 0.05
     assert (bias - 1).abs().max() < 0.05
     assert "adamw.model.layers.0.b.exp_avg" in optimiser.state()
+
+
+def test_products_in_16_bits_turn_as_those_in_32() -> None:
+    g_BMN = torch.randn(2, 24, 40, generator=torch.Generator().manual_seed(3))
+    exact, narrow = orthogonalise(g_BMN), orthogonalise(g_BMN, torch.bfloat16)
+    assert narrow.dtype == torch.float32
+    assert 0 < (narrow - exact).norm() < 0.2 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_direction_is_ever_stretched(dtype: torch.dtype) -> None:
+    """A singular value that rounding leads out of the quintics' range grows from there on: in a run, to thousands."""
+    generator = torch.Generator().manual_seed(7)
+    size = 128
+    spectra = {"falling": torch.linspace(1, 1e-3, size), "even": torch.ones(size)}
+    spectra |= {f"rank {k}": torch.cat([torch.ones(k), torch.zeros(size - k)]) for k in (1, 3, 16)}
+    for name, values in spectra.items():
+        u, v = (torch.linalg.qr(torch.randn(6, size, size, generator=generator))[0] for _ in range(2))
+        g_BMN = u @ values.diag() @ v + 1e-3 * torch.randn(6, size, size, generator=generator) / size**0.5
+        assert torch.linalg.matrix_norm(orthogonalise(g_BMN, dtype), 2).max() < 1.2, name

@@ -156,11 +156,13 @@ def test_one_dial_sets_the_rest() -> None:
     assert (found.layers, found.dim, found.heads) == (4, 256, 4)
     tokens = found.steps * found.batch_tokens
     assert tokens == pytest.approx(20 * found.architecture(found.vocab_size).parameters, rel=0.01)
-    assert found.lr == pytest.approx(0.005 * (192 / 256) ** 0.5)
+    assert found.lr == pytest.approx(0.01 * (192 / 256) ** 0.5)
     assert derived(PretrainConfig(data="x", depth=8)).batch_tokens > found.batch_tokens
     assert derived(PretrainConfig(data="x", depth=4, minutes=2.0)).steps == 0
     plain = derived(PretrainConfig(steps=1))
-    assert (plain.lr, plain.muon_lr) == (0.005, 0.02)
+    assert (plain.lr, plain.muon_lr) == (0.01, 0.01)
+    masked = derived(PretrainConfig(steps=1, objective="mlm+nsp"))
+    assert (masked.lr, masked.muon_lr) == (0.002, 0.01)
 
 
 def test_windows_grow_over_the_same_tokens() -> None:

@@ -26,6 +26,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "data": ("ladderlm.cli.data:main", "collect, split, stats"),
     "tokenizer": ("ladderlm.cli.tokenizer:main", "train, encode, decode, stats, compare"),
     "pretrain": ("ladderlm.cli.train:pretrain", "train a model from random weights"),
+    "plan": ("ladderlm.cli.train:plan", "what a pretraining will take: memory, time, tokens, cost"),
+    "scaling": ("ladderlm.cli.train:scaling", "a sweep of small pretrainings, and the loss of a larger one"),
     "finetune": ("ladderlm.cli.train:finetune", "LoRA or full fine-tuning"),
     "preferences": ("ladderlm.cli.preferences:main", "make pairs for alignment, check what they are worth"),
     "align": ("ladderlm.cli.train:align", "preferences, rewards, reinforcement, distillation"),

@@ -1,16 +1,20 @@
-"""`ladderlm pretrain`, `finetune` and `align`."""
+"""`ladderlm pretrain`, `finetune`, `align`, `plan` and `scaling`, which foretell pretrainings."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ladderlm.cli import show
 from ladderlm.cli.args import parse
+from ladderlm.cli.models import size
 from ladderlm.errors import MissingExtra
-from ladderlm.train.settings import AlignConfig, FinetuneConfig, PretrainConfig
+from ladderlm.train.settings import AlignConfig, FinetuneConfig, PlanConfig, PretrainConfig, ScalingConfig
+
+if TYPE_CHECKING:
+    from ladderlm.train.planned import Plan
 
 
 def pretrain(argv: list[str]) -> int:
@@ -36,14 +40,82 @@ def align(argv: list[str]) -> int:
     return train("align", parse("align", AlignConfig, argv, description="Aligns a model with what is preferred."))
 
 
-def train(verb: str, config: Any) -> int:
-    """Runs ladderlm.train.VERB and prints its result; of the processes that torchrun started, one speaks."""
+def plan(argv: list[str]) -> int:
+    about = "What a pretraining with these settings will take: put this verb in the place of pretrain."
+    config = parse("plan", PlanConfig, argv, "pretrain", about)
+    _use_torch()
+    with show.progress():
+        made = importlib.import_module("ladderlm.train.plan").run(config)
+    if config.json:
+        show.emit_json(made.to_dict())
+        return 0
+    show.table(_rows(made), ("what", "foretold"))
+    for note in made.notes:
+        print(note)
+    return 0
+
+
+def _rows(plan: Plan) -> list[tuple[str, str]]:
+    memory = dict(plan.memory)
+    peak = memory.pop("peak")
+    rows = [
+        ("parameters", f"{plan.parameters:,}"),
+        ("tokens", f"{plan.tokens:,}"),
+        ("steps", f"{plan.steps:,}"),
+        *(() if plan.epochs is None else (("times the data is seen", f"{plan.epochs:.2f}"),)),
+        ("time", lasting(plan.seconds)),
+        ("CPU time, all threads", lasting(plan.cpu_seconds)),
+        ("tokens a second", f"{plan.tokens_per_second:,.0f}"),
+        ("of the machine's speed", f"{plan.mfu:.1%}"),
+        ("operations", f"{plan.flops:.2e}"),
+        *(() if plan.cost is None else (("cost", f"{plan.cost:,.2f}"),)),
+        ("memory, by which the program grows", size(peak)),
+        *((f"  {name}", size(value)) for name, value in memory.items() if value),
+        *((("the program itself", size(int(plan.calibration["program"]))),) if plan.calibration else ()),
+        *(() if plan.available is None else (("memory free now", size(plan.available)),)),
+        ("disk", size(plan.disk)),
+    ]
+    return rows
+
+
+def scaling(argv: list[str]) -> int:
+    about = "How the loss falls with size and tokens: a sweep of small runs, a law, and what larger runs will give."
+    config = parse("scaling", ScalingConfig, argv, description=about)
+    _use_torch()
+    with show.progress():
+        found = importlib.import_module("ladderlm.train.scaling").run(config)
+    if config.json:
+        show.emit_json(found.to_dict())
+        return 0
+    law = found.law
+    print(f"bits per byte = {law.e:.4g} + {law.a:.4g} / N^{law.alpha:.3f} + {law.b:.4g} / D^{law.beta:.3f}")
+    rows = [(f"{p.parameters:,}", f"{p.tokens:,}", f"{p.loss:.4f}", f"{p.low:.4f} to {p.high:.4f}")
+            for p in found.predictions]  # fmt: skip
+    show.table(rows, ("parameters", "tokens", "foretold", "95 % interval"))
+    print(f"{found.folder}/report.md")
+    return 0
+
+
+def lasting(seconds: float) -> str:
+    """ "42 s", "12 min", "3.5 h"."""
+    for unit, many, least in (("days", 86400, 2), ("h", 3600, 2), ("min", 60, 2)):
+        if seconds >= least * many:
+            return f"{seconds / many:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _use_torch() -> None:
     # Waiting threads sleep: spinning ones starve whatever else runs on the machine, and themselves. Read at import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import torch  # noqa: F401
     except ImportError:
         raise MissingExtra("torch", "train") from None
+
+
+def train(verb: str, config: Any) -> int:
+    """Runs ladderlm.train.VERB and prints its result; of the processes that torchrun started, one speaks."""
+    _use_torch()
     run = importlib.import_module(f"ladderlm.train.{verb}").run
     first = os.environ.get("RANK", "0") == "0"
     with show.progress() if first else contextlib.nullcontext():

@@ -83,10 +83,11 @@ class Report:
         return self
 
     def curve(
-        self, name: str, lines: Mapping[str, Sequence[tuple[float, float]]], x: str = "step", y: str = ""
-    ) -> Report:
-        """A drawing of named lines of (x, y) points. `name` also names its file."""
-        self.sections[-1].items.append(Curve(name, lines, x, y or name))
+        self, name: str, lines: Mapping[str, Sequence[tuple[float, float]]], x: str = "step", y: str = "",
+        dots: Mapping[str, Sequence[tuple[float, float]]] | None = None, log: bool = False,
+    ) -> Report:  # fmt: skip
+        """A drawing of named lines of (x, y) points, as Curve tells. `name` also names its file."""
+        self.sections[-1].items.append(Curve(name, lines, x, y or name, dots or {}, log))
         return self
 
     def picture(self, name: str, svg: str, caption: str = "") -> Report:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ladderlm.nn import dense
+from ladderlm.nn.dense import narrow
 from ladderlm.nn.linear import Linear, linear
 
 if TYPE_CHECKING:
@@ -43,8 +45,8 @@ class Norm(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         weight = 1 + self.weight if self.offset else self.weight
         if self.layer:
-            return F.layer_norm(x_TD, weight.shape, weight, self.bias, self.eps)
-        return F.rms_norm(x_TD, weight.shape, weight, self.eps)
+            return narrow(F.layer_norm(x_TD, weight.shape, weight, self.bias, self.eps))
+        return narrow(F.rms_norm(x_TD, weight.shape, weight, self.eps))
 
 
 class HeadNorms(nn.Module):
@@ -143,9 +145,13 @@ class Attention(nn.Module):
     def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, turns: Turns) -> Tensor:
         """Mixed values o_BHTK; the T queries are the last of the S positions."""
         length, seen = q_BHTK.shape[2], k_BGSK.shape[2]
-        narrow = 0 < self.window < seen if self.causal else 0 < self.window // 2 < seen
+        local = 0 < self.window < seen if self.causal else 0 < self.window // 2 < seen
         grouped = self.kv_heads != self.heads
-        if not (narrow or self.cap or turns.bias) and (length == seen or length == 1 or not self.causal):
+        if not (local or self.cap or turns.bias) and (length == seen or length == 1 or not self.causal):
+            if self.causal and length == seen and dense.suits(q_BHTK):
+                share = self.heads // self.kv_heads
+                k_BHSK, v_BHSK = (x if share == 1 else x.repeat_interleave(share, 1) for x in (k_BGSK, v_BGSK))
+                return dense.attend(q_BHTK, k_BHSK, v_BHSK, self.scale)
             return F.scaled_dot_product_attention(
                 q_BHTK, k_BGSK, v_BGSK, is_causal=self.causal and length > 1, enable_gqa=grouped, scale=self.scale
             )

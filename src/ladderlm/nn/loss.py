@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ladderlm.nn.blocks import scores
 from ladderlm.nn.decoder import Decoder
+from ladderlm.nn.dense import narrow
 from ladderlm.nn.linear import product
 
 B = TypeVar("B")
@@ -107,12 +108,12 @@ class _MeanHead(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, cap: float, z_loss: float
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        count = len(hidden_ND)
+        count, narrow_ND, narrow_VD = len(hidden_ND), narrow(hidden_ND), narrow(head_VD)
         grad_ND, grad_VD = torch.empty_like(hidden_ND), torch.zeros_like(head_VD)
         total, penalty = (torch.zeros((), device=hidden_ND.device) for _ in range(2))
         for start in range(0, count, ROWS):
             rows = slice(start, start + ROWS)
-            logits_RV = scores(hidden_ND[rows], head_VD, cap).float()
+            logits_RV = scores(narrow_ND[rows], narrow_VD, cap).float()
             targets_R1 = targets_N[rows, None]
             wanted_R1 = logits_RV.gather(1, targets_R1)
             slope_RV = (1 - (logits_RV / cap) ** 2) if cap else None
@@ -127,9 +128,9 @@ class _MeanHead(torch.autograd.Function):
                 share_R1 *= 1 + 2 * z_loss * log_sum_R1
             grad_RV *= share_R1
             grad_RV.scatter_add_(1, targets_R1, torch.full_like(targets_R1, -1.0, dtype=grad_RV.dtype))
-            grad_RV = grad_RV if slope_RV is None else grad_RV * slope_RV
-            grad_ND[rows] = product(grad_RV, head_VD.t())
-            grad_VD += product(grad_RV.t(), hidden_ND[rows].t())
+            grad_RV = narrow(grad_RV if slope_RV is None else grad_RV * slope_RV)
+            grad_ND[rows] = product(grad_RV, narrow_VD.t())
+            grad_VD += product(grad_RV.t(), narrow_ND[rows].t())
         ctx.save_for_backward(grad_ND.div_(count), grad_VD.div_(count))
         ctx.mark_non_differentiable(mean := total / count)
         return (total + penalty) / count, mean

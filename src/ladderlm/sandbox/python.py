@@ -80,7 +80,7 @@ exec(compile(source, "code.py", "exec"), {{"__name__": "__main__"}})
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Finished:
     """`ok`: the code ran to its end. `output` is the end of what it printed and of its traceback."""
 
     ok: bool
@@ -88,7 +88,7 @@ class Outcome:
     timed_out: bool = False
 
 
-def run_python(code: str, *, seconds: float = SECONDS, megabytes: int = MEGABYTES) -> Outcome:
+def run_python(code: str, *, seconds: float = SECONDS, megabytes: int = MEGABYTES) -> Finished:
     """Runs `code` to its end, at most `seconds` long.
 
     Raises LadderError where this machine's kernel cannot confine a process.
@@ -120,4 +120,4 @@ def run_python(code: str, *, seconds: float = SECONDS, megabytes: int = MEGABYTE
     if process.returncode == REFUSED:
         where = f"the kernel does not confine: {written.strip()[-60:]}"
         raise LadderError("untrusted code cannot be run here", where=where, cure="Linux 5.13 or newer")
-    return Outcome(process.returncode == 0 and not late, written, late)
+    return Finished(process.returncode == 0 and not late, written, late)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -15,18 +17,45 @@ from ladderlm.train.settings import PretrainConfig
 WIDTH = 64  # of a head, and per layer of the whole
 TOKENS_PER_PARAMETER = 20  # compute-optimal (Hoffmann et al. 2022)
 RATED = 192  # the width that the learning rates below were found at; they fall with its square root
-LR, MUON_LR, GO_ON_LR = 0.005, 0.02, 1e-4
+LR, MUON_LR, GO_ON_LR = 0.01, 0.01, 1e-4
+# BERT's layers end in a norm: a branch that has grown large drowns what came in, and masked tokens are never learnt.
+MASKED_LR = 0.002
 BATCH, BATCH_TOKENS = 2048, 20e6  # tokens in a step of a run of so many tokens; it grows with their square root
 
 
 def derived(config: PretrainConfig) -> PretrainConfig:
     """`config` with everything in numbers. `depth` sets sizes, batch and rates, and steps unless they are given."""
     found = _by_depth(config) if config.depth else config
-    lr, muon_lr = (GO_ON_LR, 0.0) if config.model else (LR, MUON_LR)
+    rate = MASKED_LR if config.objective.startswith("mlm") else LR
+    lr, muon_lr = (GO_ON_LR, 0.0) if config.model else (rate, MUON_LR)
     shrink = math.sqrt(RATED / found.dim) if config.depth and not config.model else 1.0
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if multiplies_bf16(config.device) else "fp32"
     return dataclasses.replace(
-        found, lr=config.lr or lr * shrink, muon_lr=config.muon_lr if config.muon_lr >= 0 else muon_lr * shrink
-    )
+        found, lr=config.lr or lr * shrink, muon_lr=config.muon_lr if config.muon_lr >= 0 else muon_lr * shrink,
+        precision=precision,
+    )  # fmt: skip
+
+
+def multiplies_bf16(device: str) -> bool:
+    """Whether the hardware has instructions for products of bfloat16."""
+    if device != "cpu":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return _has("avx512_bf16", "amx_bf16")
+
+
+def multiplies_int8(device: str) -> bool:
+    """Whether the processor has instructions for products of 8-bit integers."""
+    return device == "cpu" and _has("avx512_vnni", "avx_vnni", "amx_int8")
+
+
+def _has(*any_of: str) -> bool:
+    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(found.get(name) for name in any_of)
+
+
+FAST: dict[str, Callable[[str], bool]] = {"bf16": multiplies_bf16, "int8": multiplies_int8}
 
 
 def _by_depth(config: PretrainConfig) -> PretrainConfig:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ladderlm import events, store
 from ladderlm.errors import LadderError
+from ladderlm.nn.linear import products
 from ladderlm.nn.loss import moved
 from ladderlm.train.checkpoint import Checkpoints, Progress
 from ladderlm.train.distributed import ALONE, World
@@ -118,12 +119,10 @@ class _Loss(nn.Module):
     def __init__(self, model: nn.Module, loss_fn: LossFunction[Any, Any], config: LoopConfig, device: str) -> None:
         super().__init__()
         self.model, self.loss_fn = model, loss_fn
-        self.narrow, self.device = config.precision == "bf16", device
+        self.precision, self.device = config.precision, device
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        if not self.narrow:
-            return self.loss_fn(self.model, batch)
-        with torch.autocast(self.device.partition(":")[0], torch.bfloat16):
+        with products(self.precision, self.device):
             return self.loss_fn(self.model, batch)
 
 

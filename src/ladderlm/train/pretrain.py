@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ladderlm.data.records import make_record, split
 from ladderlm.data.shards import is_shards
 from ladderlm.errors import UsageError
 from ladderlm.evals.report import Report
+from ladderlm.models.arch import Architecture
 from ladderlm.models.card import joint_licence
 from ladderlm.models.folder import ModelFiles, save_model
 from ladderlm.models.reference import open_model
@@ -28,12 +30,14 @@ from ladderlm.train import before_after
 from ladderlm.train.before_after import BeforeAfter
 from ladderlm.train.causal import Causal, FillMiddle, length_at, shorten
 from ladderlm.train.corpus import Tokens, from_shards, tokenise
-from ladderlm.train.derive import derived, peak_flops, token_flops
+from ladderlm.train.derive import FAST, derived, peak_flops, token_flops
 from ladderlm.train.distributed import World, first, joined
 from ladderlm.train.loop import Fit, Watch, fit
 from ladderlm.train.masked import Masked, MaskedPairs
+from ladderlm.train.memory import GROWTH, Peak, footprint
 from ladderlm.train.objective import Objective
-from ladderlm.train.optim import Optimiser
+from ladderlm.train.optim import optimiser_of
+from ladderlm.train.planned import LEAST_SECONDS, PlanOutcome, kept_plan, outcome, outcome_of_first
 from ladderlm.train.result import Result, begin, check_finished, conclude, describe_data, destination, use_threads
 from ladderlm.train.settings import PretrainConfig
 from ladderlm.train.spans import Spans
@@ -55,43 +59,49 @@ def run(config: PretrainConfig) -> Result:
     """
     if not (config.data or config.resume):
         raise UsageError("no data to train on", cure="name a file or folder, or python:docs")
-    if config.precision == "bf16" and config.device == "cpu":
-        raise UsageError("bf16 is slower than fp32 on a processor", cure="leave out --precision")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("there is no GPU", where="device=cuda", cure="leave out --device")
-    if config.general and not (config.model or config.resume):
-        raise UsageError("what a model forgets is told of one that there was", where="general", cure="--from MODEL")
-    if not config.resume:
-        derived(config).loop()  # complains before any work is done
+    check(config)
     with joined(config.parallel, config.device) as world:
         return _run(config, world)
 
 
+def check(config: PretrainConfig) -> None:
+    """Complains of settings that cannot be, before any work is done."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("there is no GPU", where="device=cuda", cure="leave out --device")
+    if config.precision in FAST and not FAST[config.precision](config.device):
+        raise UsageError(
+            f"no instructions for products in {config.precision}", where=config.device, cure="leave out --precision"
+        )
+    if config.general and not (config.model or config.resume):
+        raise UsageError("what a model forgets is told of one that there was", where="general", cure="--from MODEL")
+    if not config.resume:
+        derived(config).loop()
+
+
 def _run(config: PretrainConfig, world: World) -> Result:
-    run_, config = _begin(config, world)
-    use_threads(config.threads)
-    config = derived(config)
-    files = open_model(config.model) if config.model else None
-    if files:
-        config = dataclasses.replace(config, seq_len=min(config.seq_len, files.arch.context_length))
+    (run_, asked), whole_run = _begin(config, world), world.size == 1 and not config.resume
+    use_threads(asked.threads)
+    config, files, kind = resolved(asked)
     config = config.shared(world.size) if world.size > 1 else config
-    kind = KINDS[objective_name(config, files)]
     tokens, tokenizer, held, data = load(config, kind, files, world)
     objective: Objective = kind(config, tokenizer)
     arch = files.arch if files else kind.architecture(config, tokenizer)
+    peak = Peak(world.device)
     model = objective.load(files) if files else objective.build(arch)
     before = _before(model.to(world.device), objective, held, config) if files and world.main else None
     if world.main:
         documents = len(tokens.starts)
         message = f"{arch.parameters / 1e6:.2f} M parameters, {len(tokens.ids_N):,} tokens in {documents:,} documents"
         events.emit("pretrain", message, data={"parameters": arch.parameters, "tokens": len(tokens.ids_N)})
-    arch = model.arch  # type: ignore[assignment]
-    fitted = _fit(model := _prepared(model, config, world), objective, tokens, held, config, run_, world)
+    arch, cpu = model.arch, time.process_time()  # type: ignore[assignment]
+    fitted = learn(model := _prepared(model, config, world), objective, tokens, held, config, run_, world)
     check_finished(run_, fitted, "pretrain")
+    taken = {"seconds": fitted.seconds, "cpu_seconds": time.process_time() - cpu, "memory": peak.growth()}
+    planned = _planned(asked, config, objective, arch, tokens, run_, fitted, taken) if whole_run else None
     whole = world.unsharded(model, lambda: objective.build(arch))
     said = ""
     if world.main:
-        said = _conclude(whole, objective, data, held, tokens, files, config, run_, fitted, before)
+        said = _conclude(whole, objective, data, held, tokens, files, config, run_, fitted, before, planned)
     return Result.from_dict(json.loads(world.told_text(said)))
 
 
@@ -115,17 +125,46 @@ def objective_name(config: PretrainConfig, files: ModelFiles | None) -> str:
     return name
 
 
+def resolved(config: PretrainConfig) -> tuple[PretrainConfig, ModelFiles | None, type[Causal | Masked | Spans]]:
+    """(the settings in numbers, the model to go on from, what to learn)."""
+    config = derived(config)
+    files = open_model(config.model) if config.model else None
+    if files:
+        config = dataclasses.replace(config, seq_len=min(config.seq_len, files.arch.context_length))
+    return config, files, KINDS[objective_name(config, files)]
+
+
+def _planned(
+    asked: PretrainConfig, config: PretrainConfig, objective: Objective, arch: Architecture, tokens: Tokens, run_: Run,
+    fitted: Fit, taken: dict[str, float | None],
+) -> PlanOutcome | None:  # fmt: skip
+    """What the run took beside what was foretold: by a plan of these settings, else by arithmetic and its beginning."""
+    if fitted.rollbacks:
+        return None
+    if plan := kept_plan(asked):
+        return outcome(plan, fitted.steps, taken)
+    if fitted.seconds < LEAST_SECONDS:
+        return None
+    batch = objective.batches(tokens)(0)
+    found = footprint(lambda: objective.build(arch), objective, batch, config, config.accumulate)
+    memory = GROWTH * found.tensors if config.device == "cpu" else None
+    return outcome_of_first(
+        store.read_jsonl(run_.metrics), memory, {k: v for k, v in taken.items() if k != "cpu_seconds"}
+    )
+
+
 def _prepared(model: nn.Module, config: PretrainConfig, world: World) -> nn.Module:
     if config.recompute:
         recompute(model)
     return world.shard(model)
 
 
-def _fit(
+def learn(
     model: nn.Module, objective: Objective, tokens: Tokens, held: Sequence[Record], config: PretrainConfig, run_: Run,
     world: World,
 ) -> Fit:  # fmt: skip
-    optimiser = Optimiser(model.named_parameters(), config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay)
+    """Trains `model` in the run, or goes on with it, by settings that are all in numbers."""
+    optimiser = optimiser_of(model, config)
     watch = Watch(
         (lambda: {"held_out_loss": objective.held_out_loss(model, held)}) if config.evaluate_every else None,
         (lambda: objective.sample(model, held)) if config.sample_every else None,
@@ -150,6 +189,7 @@ def _fit(
 def _conclude(
     model: Any, objective: Objective, data: list[dict[str, Any]], held: Sequence[Record], tokens: Tokens,
     files: ModelFiles | None, config: PretrainConfig, run_: Run, fitted: Fit, before: BeforeAfter | None,
+    planned: PlanOutcome | None,
 ) -> str:  # fmt: skip
     """Measures, writes the folder and the report; the result as JSON."""
     scores, summary = objective.measure(model, held, tokens)
@@ -165,7 +205,8 @@ def _conclude(
             before_after.changes(report, found)
         before_after.stages(report, data)
 
-    return json.dumps(conclude(run_, f"Pretraining of {path.name}", summary, path, fitted, scores, fill).to_dict())
+    result = conclude(run_, f"Pretraining of {path.name}", summary, path, fitted, scores, fill, planned)
+    return json.dumps(result.to_dict())
 
 
 def _before(model: Any, objective: Objective, held: Sequence[Record], config: PretrainConfig) -> BeforeAfter | None:
@@ -204,7 +245,7 @@ def load_text(config: PretrainConfig) -> tuple[list[Record], list[Record]]:
         text = records[0]["text"]
         cut = len(text) - min(int(len(text) * HELD_OUT_SHARE), HELD_OUT_BYTES)
         pieces = [text[i : i + HELD_OUT_PIECE] for i in range(cut, len(text), HELD_OUT_PIECE)]
-        records, held = [_part(records[0], text[:cut])], [_part(records[0], piece) for piece in pieces]
+        records, held = [part_of(records[0], text[:cut])], [part_of(records[0], piece) for piece in pieces]
     else:
         records, held = split(records, HELD_OUT_SHARE, config.seed)
     return records, _some(held)
@@ -220,7 +261,7 @@ def _some(held: Sequence[Record]) -> list[Record]:
     return kept
 
 
-def _part(record: Record, text: str) -> Record:
+def part_of(record: Record, text: str) -> Record:
     return make_record("text", {"text": text}, source=record.source, licence=record.licence)
 
 

@@ -20,6 +20,7 @@ from ladderlm.evals.outcome import fill as fill_outcome
 from ladderlm.evals.report import Report
 from ladderlm.train.checkpoint import discard_checkpoints
 from ladderlm.train.loop import Fit
+from ladderlm.train.planned import PlanOutcome
 from ladderlm.types import Record, Run, Value
 
 C = TypeVar("C", bound=Value)
@@ -27,7 +28,10 @@ C = TypeVar("C", bound=Value)
 
 @dataclass(frozen=True, slots=True)
 class Result(Value):
-    """`model` is the folder written, `run` the id of the run; `scores` before and after on held-out data."""
+    """`model` is the folder written, `run` the id of the run; `scores` before and after on held-out data.
+
+    `planned`: what it was predicted to take, and took.
+    """
 
     model: str
     run: str
@@ -36,6 +40,7 @@ class Result(Value):
     seconds: float
     loss: float
     scores: Mapping[str, Any] = field(default_factory=dict)
+    planned: PlanOutcome | None = None
 
 
 def begin(kind: str, config: C, resume: str) -> tuple[Run, C]:
@@ -96,7 +101,7 @@ def check_finished(run: Run, fit: Fit, verb: str) -> None:
 
 def conclude(
     run: Run, title: str, summary: str, path: Path, fit: Fit, scores: Mapping[str, Any],
-    fill: Callable[[Report], None] | None = None, outcome: Outcome | None = None,
+    fill: Callable[[Report], None] | None = None, outcome: Outcome | None = None, planned: PlanOutcome | None = None,
 ) -> Result:  # fmt: skip
     """Writes result.json and the one-page report, and drops the checkpoints: the result has been saved.
 
@@ -104,7 +109,7 @@ def conclude(
     """
     if outcome:
         outcome.save(run)
-    result = Result(str(path.resolve()), run.id, fit.steps, fit.tokens, fit.seconds, fit.loss, dict(scores))
+    result = Result(str(path.resolve()), run.id, fit.steps, fit.tokens, fit.seconds, fit.loss, dict(scores), planned)
     store.write_json(run.path / "result.json", {"format": 1, **result.to_dict()})
     report = Report(title, summary)
     if outcome:
@@ -119,6 +124,9 @@ def conclude(
     report.section("Course").curve("loss", curves | ({"held out": held} if held else {}), y="loss")
     speed = fit.tokens / max(fit.seconds, 1e-9)
     report.table(("steps", "tokens", "seconds", "tokens/s"), [(fit.steps, fit.tokens, fit.seconds, speed)])
+    if planned:
+        report.section("As foretold", f"Predicted from {planned.source}.")
+        report.table(("what", "predicted", "measured", "error"), planned.rows())
     if fit.rollbacks:
         rows_back = [(b["at"], b["to"], b["why"]) for b in fit.rollbacks]
         report.section("Rollbacks").table(("at step", "back to", "why"), rows_back)

@@ -15,7 +15,7 @@ from ladderlm.types import Value
 METHODS = ("lora", "rslora", "dora", "qlora", "ia3", "prompt", "prefix", "head", "last", "full")
 LORAS, SOFT = METHODS[:4], METHODS[5:7]
 SCHEDULES = ("wsd", "cosine")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
 OBJECTIVES = ("causal", "fim", "mlm", "mlm+nsp", "spans")
 DEVICES = ("cpu", "cuda")
 PARALLEL = ("ddp", "fsdp")
@@ -33,7 +33,7 @@ class LoopConfig(Value):
     of all steps; "cosine" falls from the warmup on. `accumulate` batches make a step, fewer in the first `batch_ramp`
     steps. `clip`: the largest gradient norm (0: no clipping). `ema`: decay of a moving average of the weights, which is
     then what is measured and kept (0: none); with `best` the weights of the lowest held-out loss are kept instead of
-    the last ones. `precision` "bf16" is for hardware that has it: products in 16 bits, weights in 32.
+    the last ones. `precision` is that of products, weights stay fp32; bf16 and int8 need hardware with them.
 
     A checkpoint is written every `checkpoint_minutes`, or `checkpoint_steps` if those are set; `keep` of them stay. A
     loss or gradient that is not finite, or with `spike` a loss that lies as many deviations above the last ones, goes
@@ -103,8 +103,9 @@ class PretrainConfig(Value):
     length_ramp: int = option(0, "steps over which windows grow, from an eighth of seq_len; next tokens only")
     minutes: float = option(0.0, "time budget; the number of steps is worked out from the first ones")
     steps: int = option(0, "optimiser steps, instead of a time budget")
-    lr: float = option(0.0, "learning rate of AdamW: embeddings and norms; 0: 0.005, going on from a model 1e-4")
-    muon_lr: float = option(-1.0, "learning rate of Muon: matrices in the layers; 0: AdamW for all; -1: 0.02, going on "
+    lr: float = option(0.0, "learning rate of AdamW: embeddings and norms; 0: 0.01, for masked tokens 0.002, going on "
+                            "from a model 1e-4")  # fmt: skip
+    muon_lr: float = option(-1.0, "learning rate of Muon: matrices in the layers; 0: AdamW for all; -1: 0.01, going on "
                                   "from a model 0")  # fmt: skip
     weight_decay: float = option(0.0, "decoupled weight decay of matrices")
     schedule: str = option("wsd", "warmup, hold and linear cooldown, or cosine", choices=SCHEDULES)
@@ -113,7 +114,8 @@ class PretrainConfig(Value):
     ema: float = option(0.0, "decay of a moving average of the weights, which is what is kept; 0: none")
     z_loss: float = option(0.0, "weight of the squared logarithm of the softmax's denominator")
     recompute: bool = option(False, "less memory, a third more time: activations are made again on the way back")
-    precision: str = option("fp32", "bf16 on GPUs: products in 16 bits, weights in 32", choices=PRECISIONS)
+    precision: str = option("auto", "of products; weights stay in fp32; auto: bf16 where the hardware has it",
+                            choices=PRECISIONS)  # fmt: skip
     device: str = option("cpu", "where to train", choices=DEVICES)
     parallel: str = option("ddp", "under torchrun: a whole model in each process, or shards", choices=PARALLEL)
     evaluate_every: int = option(0, "steps between measurements on held-out text; 0: at the end only")
@@ -185,6 +187,35 @@ class DomainConfig(Value):
     threads: int = option(0, "processor threads; 0: all")
     licence: str = option("unknown", "licence of the texts where they do not say so themselves")
     replace: bool = option(False, "replace the model folder if it exists")
+    json: bool = option(False, "print the result as JSON")
+
+
+@dataclass(frozen=True, slots=True)
+class PlanConfig(PretrainConfig):
+    """The settings of a pretraining that is only to be foretold."""
+
+    price: float = option(0.0, "what an hour of this machine costs, in any currency")
+    calibrate: float = option(30.0, "most seconds for trying a few steps out; 0: arithmetic alone")
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingConfig(Value):
+    """A sweep of small pretrainings on one text, and what to foretell from it."""
+
+    data: str = option("", "text, as pretrain takes it; without it --points are fitted", positional=True)
+    out: str = option("scaling", "folder of the sweep: its runs, points.jsonl, report", short="-o")
+    sizes: str = option("2x32,3x48,4x64,4x96", "models: LAYERSxWIDTH, or dN for a depth as in pretrain")
+    tokens: str = option("250k,500k,1M,2M", "tokens that each of them reads, in runs of their own")
+    predict: str = option("", "runs to foretell, SIZE:TOKENS, as 4x192:8M; by a number of parameters 50M:1G")
+    points: str = option("", "more runs: JSON lines of parameters, tokens and loss (bits per byte)")
+    runs: tuple[str, ...] = option((), "a pretraining of the workspace to take in; may be repeated")
+    held_out: str = option("", "text to measure on; else a twentieth of the data is kept apart")
+    tokenizer: str = option("", "a tokenizer.json; else one is trained on the data")
+    vocab_size: int = option(1024, "tokens of the tokenizer to train")
+    seq_len: int = option(256, "tokens in a window")
+    batch_tokens: int = option(2048, "tokens in an optimiser step")
+    seed: int = option(0, "seed of weights and order")
+    threads: int = option(0, "processor threads; 0: all")
     json: bool = option(False, "print the result as JSON")
 
 

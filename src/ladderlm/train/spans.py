@@ -132,7 +132,7 @@ class Spans:
     def loss(self, model: EncoderDecoder, batch: SpanBatch) -> tuple[Tensor, dict[str, float]]:
         nats_T = self._nats(model, batch)
         text_T = torch.isin(batch.said_T, torch.tensor([*self.sentinels, self.end], device=nats_T.device), invert=True)
-        return nats_T.mean(), {"span_loss": nats_T.detach()[text_T].mean().item()}
+        return nats_T.mean(), {"span_loss": ((nats_T.detach() * text_T).sum() / text_T.sum()).item()}
 
     def _nats(self, model: EncoderDecoder, batch: SpanBatch) -> Tensor:
         hidden_TD = model(batch.source_S, batch.source_lengths, batch.read_T, batch.target_lengths)

@@ -1,0 +1,11 @@
+"""`timetoloss` with 11 million weights and 20 minutes of a core."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench import timetoloss
+
+
+def measure(minute: bool) -> dict[str, Any]:
+    return timetoloss.measure(minute, "large", 1200.0, 2.0)
