@@ -8,12 +8,13 @@ import pytest
 import torch
 from stories import STORIES, write_jsonl
 
+from ladderlm.data.asking import Asking
 from ladderlm.data.records import make_record
 from ladderlm.errors import FormatError, UsageError
 from ladderlm.models import open_model
 from ladderlm.nn.decoder import load_decoder
 from ladderlm.nn.loss import mean_nats, nats
-from ladderlm.train.examples import Packing, as_messages, example_nats, make_example, per_document, sorted_batch
+from ladderlm.train.examples import Packing, example_nats, make_example, per_document, sorted_batch
 from ladderlm.train.finetune import FinetuneConfig, run
 
 ROWS = [{"prompt": f"Who went to the {s.split()[5][:-1]}?", "completion": f"The {s.split()[1]}."} for s in STORIES]
@@ -43,7 +44,8 @@ def test_it_helps_and_the_result_opens(tiny: Path, tmp_path: Path, method: str) 
 
 
 def test_class_records_are_asked_for_their_label(tiny: Path, tmp_path: Path) -> None:
-    record = as_messages([make_record("class", r, source="x") for r in CLASSES])[0]
+    records = [make_record("class", r, source="x") for r in CLASSES]
+    record = Asking.of(records).as_messages(records[0])
     assert [m["role"] for m in record["messages"]] == ["user", "assistant"]
     assert record["messages"][0]["content"].endswith("Answer with one of: big, small.")
     assert record["messages"][1]["content"] == "small"
@@ -60,7 +62,7 @@ def test_bad_records_are_named_with_their_reason(tiny: Path, tmp_path: Path) -> 
     data = write_jsonl(tmp_path / "d.jsonl", rows)
     settings = {"data": str(data), "model": str(tiny), "steps": 1, "held_out": str(write_jsonl(tmp_path / "h", ROWS))}
     settings["held_out"] = str(write_jsonl(tmp_path / "h.jsonl", ROWS))
-    with pytest.raises(FormatError, match=r"2 bad records: record 21: \d+ tokens, more.*record 22: the assistant"):
+    with pytest.raises(FormatError, match=r"2 bad rows: d.jsonl:21: \d+ tokens, more.*d.jsonl:22: the assistant"):
         run(FinetuneConfig(**settings))  # type: ignore[arg-type]
     assert run(FinetuneConfig(**settings, skip_bad=True)).steps == 1  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="one record"):

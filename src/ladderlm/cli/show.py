@@ -14,6 +14,7 @@ from ladderlm import events
 
 if TYPE_CHECKING:
     from ladderlm.data.stages import StageReport
+    from ladderlm.train.tasks.task import Piece
 
 
 @contextlib.contextmanager
@@ -108,6 +109,24 @@ def table(rows: Sequence[Sequence[Any]], columns: Sequence[str], title: str | No
     for row in rows:
         out.add_row(*(Text(str(c)) for c in row))
     Console().print(out)
+
+
+def pieces(records: Sequence[Sequence[Piece]], *, to_stdout: bool) -> None:
+    """Records as a model reads them: what is learnt in green with what is wanted of it; without colours «so»."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=sys.stdout if to_stdout else sys.stderr, highlight=False, soft_wrap=True)
+    for number, record in enumerate(records, 1):
+        console.rule(f"record {number}") if console.is_terminal else console.print(f"--- record {number}")
+        line = Text()
+        for text, learnt, note in record:
+            note = f"<{note}>" if note else ""
+            if console.is_terminal:
+                line.append(text, "green" if learnt else "dim").append(note, "bold yellow")
+            else:
+                line.append(f"«{text}»{note}" if learnt else text + note)
+        console.print(line)
 
 
 def emit_json(value: Any) -> None:

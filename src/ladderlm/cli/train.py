@@ -23,6 +23,10 @@ def pretrain(argv: list[str]) -> int:
 
 def finetune(argv: list[str]) -> int:
     config = parse("finetune", FinetuneConfig, argv, description="Tunes a model on records.")
+    if (config.show or config.check) and not config.resume:
+        status = look(config)
+        if config.check:
+            return status
     return hosted(config) if config.at else train("finetune", config)
 
 
@@ -34,6 +38,25 @@ def hosted(config: FinetuneConfig) -> int:
         result = run(config)
     show.emit_json(result.to_dict()) if config.json else print(result.model)
     return 0
+
+
+def look(config: FinetuneConfig) -> int:
+    """Prints records as the model reads them, and what is to be known of the data. 1 when rows are bad."""
+    _use_torch()
+    from ladderlm.train.finetune import look as looked_at
+
+    with show.progress():
+        material, shown = looked_at(config)
+    show.pieces(shown, to_stdout=config.check and not config.json)
+    if config.check:
+        bad = [row._asdict() for row in material.bad]
+        if config.json:
+            show.emit_json({"task": material.task.name, "lengths": material.lengths.to_dict(), "bad": bad,
+                            "notes": list(material.notes), "held_out": len(material.held)})  # fmt: skip
+        else:
+            print("\n".join([f"{material.task.name}: {material.lengths}", *material.notes]))
+            show.table([(f"{b.file}:{b.line}", b.reason) for b in material.bad], ("row", "why it is bad"))
+    return int(bool(material.bad) and not config.skip_bad)
 
 
 def align(argv: list[str]) -> int:
@@ -127,3 +150,4 @@ def train(verb: str, config: Any) -> int:
     else:
         print(result.model)
     return 0
+

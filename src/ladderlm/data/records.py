@@ -43,14 +43,14 @@ def read_records(path: str | Path, *, skip_bad: bool = False, licence: str = "un
     Raises NotFound, or FormatError that names file:line and the cure; an empty file is a FormatError too.
     """
     path = Path(path)
-    text = _read_text(path)
+    text = read_text(path)
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     if not text.strip():
         raise FormatError("the file is empty", where=str(path), cure="expected one JSON object a line, or text")
     if suffix not in (".jsonl", ".json", ".ndjson"):
         return [make_record("text", {"text": text}, source=path.name, licence=licence)]
     records, bad = [], 0
-    for line, row in _rows(path, text):
+    for line, row in rows_of(path, text):
         try:
             records.append(to_record(row, path.name, licence))
         except LadderError as error:
@@ -66,7 +66,8 @@ def read_records(path: str | Path, *, skip_bad: bool = False, licence: str = "un
     return records
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file's text, unpacked. NotFound, UsageError for a folder, FormatError for what is not UTF-8."""
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
@@ -81,7 +82,7 @@ def _read_text(path: Path) -> str:
         raise FormatError(f"not UTF-8 text at byte {error.start}", where=str(path), cure=cure) from None
 
 
-def _rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+def rows_of(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     """(line number, parsed JSON or the error it gave) of each non-blank line, or of each item of one JSON array."""
     if text.lstrip().startswith("["):
         try:
@@ -116,9 +117,8 @@ def to_record(row: Any, source: str, licence: str) -> Record:
         name = row.get("id") or record_id(kind, fields)
         return Record(name, row.get("source", source), row.get("licence", licence), kind, fields, meta)
     kind, fields, meta = shapes.recognise(row)
-    return make_record(
-        kind, fields, source=str(row.get("source") or source), licence=str(row.get("licence") or licence), **meta
-    )
+    named = source if kind == "translation" else str(row.get("source") or source)  # there it is the text itself
+    return make_record(kind, fields, source=named, licence=str(row.get("licence") or licence), **meta)
 
 
 # --- Writing and splitting ----------------------------------------------------------------------------------------

@@ -9,6 +9,11 @@
     {"text", "label"}                           classification             -> class
     {"prompt" or "question", "answer"}          one right answer           -> answer
     {"prompt", "pattern" or "schema" or "tests"}    answers by a rule      -> checked
+    {"text", "spans"}, {"tokens", "tags"}       marked spans, CoNLL        -> spans
+    {"context", "question", "answers"}          SQuAD                      -> qa
+    {"source", "target"}, {"translation": {..}} pairs of texts             -> translation
+    {"article", "summary"}                                                 -> translation
+    {"anchor", "positive", "negative"}          for embeddings             -> triple
     {"text"}                                                               -> text
 
 Conversations may stand wherever a text is expected in a preference or KTO row; the last user turn becomes the prompt
@@ -21,11 +26,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ladderlm.data import marked
 from ladderlm.errors import FormatError
 from ladderlm.types import Conversation, Message, Part, Reasoning, Record, Text, Tool, ToolCall, ToolResult
 
 NAMES = ("text", "text+label", "messages", "conversations", "instruction+output", "prompt+completion",
-         "prompt+chosen+rejected", "prompt+answer", "kind+fields")  # fmt: skip
+         "prompt+chosen+rejected", "prompt+answer", "text+spans", "tokens+tags", "context+question+answers",
+         "source+target", "article+summary", "anchor+positive", "kind+fields")  # fmt: skip
+>>>>>>> 1a0ec3a (Fine-tuning tasks: classes, tags, answers in a text, translation and vectors beside chat, on every kind of model; tables with any columns; --show, --check, --cut; every bad row by line and reason)
 
 Row = Mapping[str, Any]
 Found = tuple[str, dict[str, Any], dict[str, Any]]  # kind, fields, meta
@@ -55,6 +63,8 @@ def recognise(row: Row) -> Found:
         return "completion", {"prompt": prompt, "completion": completion}, {}
     if ("prompt" in keys or "question" in keys) and keys & _CHECKS:
         return _checked(row)
+    if found := marked.recognise(row):
+        return found
     if {"text", "label"} <= keys:
         label = row["label"]
         if label is None or isinstance(label, (list, dict)):

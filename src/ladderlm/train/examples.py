@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -11,13 +10,12 @@ import torch
 
 from ladderlm import events
 from ladderlm.data.shapes import conversation
-from ladderlm.data.tasks import ClassTask
 from ladderlm.errors import LadderError, UsageError
 from ladderlm.models.folder import ModelFiles
 from ladderlm.nn.decoder import Decoder
 from ladderlm.nn.loss import Batch, make_batch, nats
 from ladderlm.text.render import render
-from ladderlm.types import Conversation, Record
+from ladderlm.types import Conversation, Reasoning, Record, Text
 
 T = TypeVar("T")
 
@@ -28,20 +26,9 @@ class Example(NamedTuple):
     ids: list[int]
     mask: list[bool]
 
-
-def as_messages(records: Sequence[Record]) -> list[Record]:
-    """Class records become conversations, in the words in which evals asks for a label; others stay as they are."""
-    classes = tuple(r for r in records if r.kind == "class")
-    if not classes:
-        return list(records)
-    task = ClassTask.of("classes", {"train": classes})
-
-    def ask(record: Record) -> Record:
-        turns = [{"role": m.role, "content": m.text} for m in task.prompt(record).messages]
-        turns.append({"role": "assistant", "content": record["label"]})
-        return dataclasses.replace(record, kind="messages", fields={"messages": turns})
-
-    return [ask(r) if r.kind == "class" else r for r in records]
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
 
 
 def make_example(record: Record, files: ModelFiles, max_length: int) -> Example:
@@ -49,17 +36,26 @@ def make_example(record: Record, files: ModelFiles, max_length: int) -> Example:
 
     Raises LadderError with the reason when there is nothing to learn or it is too long.
     """
-    if record.kind == "text":
-        start = files.tokenizer.document_start_id
-        ids = [*([] if start is None else [start]), *files.tokenizer.encode(record["text"])]
-        example = Example(ids, [True] * len(ids))
-    else:
-        example = _rendered(conversation(record), files)
+    example = render_example(record, files)
     if len(example.ids) > max_length:
         raise UsageError(f"{len(example.ids)} tokens, more than max_length {max_length}")
     if not any(example.mask[1:]):
         raise UsageError("the assistant says nothing")
     return example
+
+
+def render_example(record: Record, files: ModelFiles) -> Example:
+    """Ids and mask of a record, however long. LadderError for a turn in which the assistant says nothing."""
+    if record.kind == "text":
+        start = files.tokenizer.document_start_id
+        ids = [*([] if start is None else [start]), *files.tokenizer.encode(record["text"])]
+        return Example(ids, [True] * len(ids))
+    turns = conversation(record)
+    for number, turn in enumerate(turns.messages, 1):
+        said = any(not isinstance(p, (Text, Reasoning)) or p.text.strip() for p in turn.parts)
+        if turn.role == "assistant" and not said:
+            raise UsageError("the assistant says nothing", where=f"message {number}")
+    return _rendered(turns, files)
 
 
 def _rendered(turns: Conversation, files: ModelFiles) -> Example:
@@ -118,6 +114,19 @@ class Packing:
         self._epochs += 1
 
 
+def grouped(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Places of items, those of one size together, in groups of up to `budget`."""
+    groups: list[list[int]] = []
+    filled = 0
+    for i in sorted(range(len(sizes)), key=lambda i: sizes[i]):
+        if not groups or filled + sizes[i] > budget:
+            groups.append([])
+            filled = 0
+        groups[-1].append(i)
+        filled += sizes[i]
+    return groups
+
+
 def sorted_batch(examples: Sequence[Example]) -> Batch:
     """Neighbours of one length share an attention call."""
     return make_batch(sorted(examples, key=lambda e: len(e[0])))
@@ -128,12 +137,7 @@ def example_nats(decoder: Decoder, examples: Sequence[Example], budget: int, sta
     """Negative log-likelihood of what is to be learnt in each example, summed over its tokens."""
     decoder.eval()
     out = [0.0] * len(examples)
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
-    packed: list[list[int]] = [[]]
-    for i in order:
-        if packed[-1] and sum(len(examples[j].ids) for j in packed[-1]) + len(examples[i].ids) > budget:
-            packed.append([])
-        packed[-1].append(i)
+    packed = grouped([len(e.ids) for e in examples], budget)
     for group in events.track(packed, stage, unit="batches"):
         batch = make_batch([examples[i] for i in group])
         sums = per_document(nats(decoder, batch), batch)

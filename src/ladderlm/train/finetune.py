@@ -1,37 +1,29 @@
-"""Supervised fine-tuning: a model and records of what it should say; an adapter or a whole model comes out."""
+"""Supervised fine-tuning: a model and records of what it should say, find or tell apart; a tuned model comes out."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 from ladderlm import events
-from ladderlm.data.records import read_records, split
 from ladderlm.errors import UsageError
+from ladderlm.evals.helped import Helped
 from ladderlm.models.folder import ModelFiles
 from ladderlm.models.reference import open_model
-from ladderlm.nn.loss import Batch, mean_nats
 from ladderlm.nn.tuned import without_adapter
-from ladderlm.train.examples import Example, Packing, as_messages, make_all, make_example, sorted_batch
-from ladderlm.train.held import HeldAnswers
+from ladderlm.train.examples import Packing
 from ladderlm.train.loop import fit
+from ladderlm.train.material import Material, load_material
+from ladderlm.train.optim import Optimiser
 from ladderlm.train.page import Page
-from ladderlm.train.result import (
-    Result,
-    bad_rows,
-    begin,
-    check_finished,
-    conclude,
-    describe_data,
-    destination,
-    use_threads,
-)
+from ladderlm.train.result import Result, begin, check_finished, conclude, describe_data, destination, use_threads
 from ladderlm.train.settings import FinetuneConfig, LoopConfig
-from ladderlm.train.tuning import prepare, room, save_tuned
-from ladderlm.types import Record
+from ladderlm.train.tasks.embed import Embed
+from ladderlm.train.tasks.task import LOSS, Piece
+from ladderlm.train.tuning import adapt, optimiser, prepare, save_tuned
 
-HELD_OUT_SHARE = 0.05
-MOST_HELD_OUT = 100
+LORA_LR, FULL_LR = 5e-4, 5e-5
 
 
 def run(config: FinetuneConfig) -> Result:
@@ -41,56 +33,46 @@ def run(config: FinetuneConfig) -> Result:
     run_, config = begin("finetune", config, config.resume)
     use_threads(config.threads)
     files = open_model(config.model)
-    train, held = load_records(config)
-    examples, _ = render_all(config, files, train, held)
-    packing = Packing([len(e.ids) for e in examples], config.batch_tokens, config.seed)
-    decoder, optimiser = prepare(config, files, lora_lr=5e-4, full_lr=5e-5)
-    trained = sum(p.numel() for p in optimiser.parameters)
-    tokens = sum(len(e.ids) for e in examples)
-    events.emit("finetune", f"{len(examples):,} records, {tokens:,} tokens; {trained / 1e6:.2f} M weights train")
-    sides = HeldAnswers(held, train, files, longest(config, files))
-    page = Page(decoder, files, sides, config.seed, functools.partial(without_adapter, decoder))
-
-    def batches(i: int) -> Batch:
-        return sorted_batch([examples[k] for k in packing(i)])
-
-    loop = loop_config(config, packing)
-    fitted = fit(decoder, mean_nats, batches, optimiser, run_, loop, stage="finetune")
+    material = load_material(config, files)
+    material.settle_bad(run_, config.skip_bad)
+    task, packing, examples = material.task, material.packing, material.examples
+    model, steps = prepared(config, files, material)
+    trained = sum(p.numel() for p in steps.parameters)
+    events.emit("finetune", f"{task.name}: {material.lengths}; {trained / 1e6:.2f} M weights train")
+    for note in material.notes:
+        events.emit("data", note)
+    held = task.held(material.held, material.held_examples, material.records)
+    page = Page(model, files, held, config.seed, functools.partial(without_adapter, model))
+    fitted = fit(
+        model, task.loss, lambda i: task.batch([examples[k] for k in packing(i)]), steps, run_,
+        loop_config(config, packing), stage="finetune",
+    )  # fmt: skip
     check_finished(run_, fitted, "finetune")
-    outcome = page.after(decoder, destination(config.out).name)
-    loss = next(h for h in outcome.task if h.metric == "loss per token")
-    losses = {"held_out_loss_before": loss.before.mean, "held_out_loss": loss.after.mean}
-    scores = losses | outcome.scores()
-    path = save_tuned(config, files, decoder, describe_data(config.data, train), run_.id, scores)
+    outcome = page.after(model, destination(config.out).name)
+    scores = {"task": task.name, **held.scores, **losses(outcome.task), **outcome.scores()}
+    path = save_tuned(config, files, model, describe_data(config.data, material.records), run_.id, scores)
     title = f"Fine-tuning of {files.name}"
-    return conclude(run_, title, outcome.sentence, path, fitted, scores, outcome=outcome)
+    return conclude(run_, title, outcome.sentence, path, fitted, scores, material.report, outcome)
 
 
-def load_records(config: FinetuneConfig) -> tuple[list[Record], list[Record]]:
-    """(train, held out)."""
-    records = read_records(config.data, skip_bad=config.skip_bad, licence=config.licence)
-    if config.held_out:
-        return records, read_records(config.held_out, skip_bad=config.skip_bad, licence=config.licence)
-    if len({r.id for r in records}) < 2:
-        raise UsageError("one record cannot be split", where=config.data, cure="give more, or --held-out FILE")
-    train, held = split(records, HELD_OUT_SHARE, config.seed)
-    return train, held[:MOST_HELD_OUT]
+def losses(found: Sequence[Helped]) -> dict[str, float]:
+    """The loss on held-out records before and after, where it was measured record by record."""
+    loss = next((h for h in found if h.metric == LOSS), None)
+    return {"held_out_loss_before": loss.before.mean, "held_out_loss": loss.after.mean} if loss else {}
 
 
-def render_all(
-    config: FinetuneConfig, files: ModelFiles, train: Sequence[Record], held: Sequence[Record]
-) -> tuple[list[Example], list[Example]]:
-    """Both sides as examples. A bad record is an error that names it, or is left out with --skip-bad."""
-    most = longest(config, files)
-    sides = []
-    everything = as_messages([*train, *held])  # together, so that both sides are asked with the same labels
-    for name, side in ((config.data, everything[: len(train)]), ("held out", everything[len(train) :])):
-        made, problems = make_all(side, lambda record: make_example(record, files, most))
-        bad_rows(name, problems, config.skip_bad)
-        if not made:
-            raise UsageError("no usable record", where=name)
-        sides.append(made)
-    return sides[0], sides[1]
+def prepared(config: FinetuneConfig, files: ModelFiles, material: Material) -> tuple[Any, Optimiser]:
+    """The model to train and its optimiser. How a decoder is loaded depends on the method."""
+    load = material.task.load
+    if load is None or files.arch.kind == "decoder":
+        decoder, steps = prepare(config, files, lora_lr=LORA_LR, full_lr=FULL_LR)
+        if isinstance(material.task, Embed) and not files.arch.tied:  # no token is told: the head is not used
+            decoder.lm_head.requires_grad_(False)
+            steps = optimiser(decoder, config, lora_lr=LORA_LR, full_lr=FULL_LR)
+        return decoder, steps
+    model = load()
+    adapt(model, config, files)
+    return model, optimiser(model, config, lora_lr=LORA_LR, full_lr=FULL_LR)
 
 
 def loop_config(config: FinetuneConfig, packing: Packing) -> LoopConfig:
@@ -104,6 +86,9 @@ def loop_config(config: FinetuneConfig, packing: Packing) -> LoopConfig:
     )
 
 
-def longest(config: FinetuneConfig, files: ModelFiles) -> int:
-    """The most tokens a record may have."""
-    return min(config.max_length, room(config, files))
+def look(config: FinetuneConfig) -> tuple[Material, list[list[Piece]]]:
+    """The material of a run to be, and its first `config.show` records as the model would read them."""
+    if not config.data:
+        raise UsageError("no data to look at", cure="name a file of records")
+    material = load_material(config, open_model(config.model))
+    return material, [material.task.pieces(record) for record in material.records[: config.show]]

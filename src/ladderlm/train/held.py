@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from ladderlm.data.asking import Asking
 from ladderlm.data.shapes import conversation
 from ladderlm.errors import LadderError
 from ladderlm.evals.helped import Scored, balanced
 from ladderlm.evals.outcome import FIT, Sample
 from ladderlm.models.folder import ModelFiles
 from ladderlm.nn.decoder import Decoder
-from ladderlm.train.examples import Example, as_messages, example_nats, make_example
+from ladderlm.train.examples import Example, example_nats, make_example
 from ladderlm.train.page import BUDGET, answer
 from ladderlm.types import Record
 
@@ -32,18 +33,18 @@ class HeldAnswers:
     """`records`: messages, whose assistant's last turn is to be learnt, or texts. `train` helps to tell the labels."""
 
     def __init__(self, records: Sequence[Record], train: Sequence[Record], files: ModelFiles, max_length: int) -> None:
-        turned = as_messages([*records, *train])
         self._files = files
         self._kept: list[Record] = []
         self._examples: list[Example] = []
-        for record in turned[: len(records)]:
+        asking = Asking.of([*records, *train])
+        for record in map(asking.as_messages, records):
             try:
                 self._examples.append(make_example(record, files, max_length))
                 self._kept.append(record)
             except LadderError:  # reported by who renders the records
                 continue
         self._length = max_length
-        self.labels = labels_of([*self._kept, *turned[len(records) :]])
+        self.labels = labels_of([*self._kept, *map(asking.as_messages, train)])
 
     def measure(self, model: Decoder) -> list[Scored]:
         spent = example_nats(model, self._examples, BUDGET, "held out")

@@ -223,11 +223,17 @@ class ScalingConfig(Value):
 class FinetuneConfig(Value):
     """What to tune on what, and how."""
 
-    data: str = option("", "records: messages, prompt+completion, text+label, or text", positional=True)
+    data: str = option("", "records: JSON lines, JSON, CSV, TSV, Parquet, CoNLL or text", positional=True)
     model: str = option(DEFAULT_MODEL, "the model to tune", short="-m")
     out: str = option("tuned", "name or path of the result", short="-o")
     held_out: str = option("", "records to measure on; else a twentieth of the data is kept apart")
     at: str = option("", "tune a hosted model instead: the URL of an API with fine_tuning/jobs; -m is its name there")
+    columns: tuple[str, ...] = option(
+        (), "field=column, such as text=review,label=stars; numbers where columns have no names"
+    )
+    template: str = option("", "how records are put to a model that writes, with {text}, {question} or {source} in it")
+    show: int = option(0, "print the first N records as the model reads them, what is learnt marked, before training")
+    check: bool = option(False, "look at the data and train nothing: lengths, bad rows, and what --show asks for")
     method: str = option("lora", "what trains: see docs/finetune.md", choices=METHODS)
     rank: int = option(8, "rank of the adapter")
     alpha: float = option(16.0, "scale of the adapter, over its rank or, of rslora, over the root of it")
@@ -240,6 +246,8 @@ class FinetuneConfig(Value):
     steps: int = option(0, "optimiser steps")
     batch_tokens: int = option(1024, "tokens in an optimiser step")
     max_length: int = option(1024, "most tokens of a record")
+    cut: bool = option(False, "cut records that are too long, and count them, instead of refusing them")
+    temperature: float = option(0.05, "triples: how sharply vectors are told apart")
     warmup: int = option(5, "steps of rising learning rate")
     cooldown: float = option(0.8, "last share of the steps, over which the learning rate falls to zero")
     skip_bad: bool = option(False, "leave out records that cannot be used, instead of stopping")
