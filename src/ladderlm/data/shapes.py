@@ -33,7 +33,6 @@ from ladderlm.types import Conversation, Message, Part, Reasoning, Record, Text,
 NAMES = ("text", "text+label", "messages", "conversations", "instruction+output", "prompt+completion",
          "prompt+chosen+rejected", "prompt+answer", "text+spans", "tokens+tags", "context+question+answers",
          "source+target", "article+summary", "anchor+positive", "kind+fields")  # fmt: skip
->>>>>>> 1a0ec3a (Fine-tuning tasks: classes, tags, answers in a text, translation and vectors beside chat, on every kind of model; tables with any columns; --show, --check, --cut; every bad row by line and reason)
 
 Row = Mapping[str, Any]
 Found = tuple[str, dict[str, Any], dict[str, Any]]  # kind, fields, meta

@@ -168,6 +168,7 @@ def _parted(dev: Sequence[Item], rng: random.Random) -> tuple[list[Item], list[I
 
 def _stock(plain: Prompt, labels: Sequence[str]) -> list[Prompt]:
     """Ways to ask that work for some model or other."""
+    asks: tuple[str, ...]
     if not labels:
         asks = ("{text}\nAnswer briefly.", "{text}\nGive only the answer.", "Question: {text}\nAnswer:",
                 "Answer as exactly as you can.\n\n{text}")  # fmt: skip

@@ -140,7 +140,9 @@ def outcome_of_first(
     return _outcome(f"its first {len(first) + 1} steps", expected, measured)
 
 
-def _outcome(source: str, expected: Mapping[str, float | None], measured: Mapping[str, float | None]) -> PlanOutcome | None:
+def _outcome(
+    source: str, expected: Mapping[str, float | None], measured: Mapping[str, float | None]
+) -> PlanOutcome | None:
     known = {name: value for name, value in measured.items() if value and expected.get(name)}
     if not known:
         return None

@@ -205,7 +205,7 @@ def _conclude(
             before_after.changes(report, found)
         before_after.stages(report, data)
 
-    result = conclude(run_, f"Pretraining of {path.name}", summary, path, fitted, scores, fill, planned)
+    result = conclude(run_, f"Pretraining of {path.name}", summary, path, fitted, scores, fill, planned=planned)
     return json.dumps(result.to_dict())
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ladderlm import events, store
 from ladderlm.apps.climb.rungs import RUNGS, Tried, Work, apart, climb_one
@@ -103,7 +104,7 @@ def _prepare(config: ClimbConfig, folder: Path) -> Work:
                          cure=f"give {LEAST} or more")  # fmt: skip
     train, dev = split(train, min(0.3, max(0.05, 100 / len(train))), config.seed + 1, by="id")
     dev, test = dev[:100], test[: config.test]
-    files = {}
+    files: dict[str, Any] = {}
     for name, side in (("train", train), ("dev", dev), ("test", test)):
         files[name] = str(folder / f"{name}.jsonl")
         write_records(folder / f"{name}.jsonl", side)
@@ -164,7 +165,7 @@ def _sentence(enough: Rung | None, best: Tried, target: float) -> str:
 
 def rows(climbed: Climbed) -> list[tuple[str, ...]]:
     """The table's cells."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for r in climbed.rungs:
         t = r.tried
         if r.score is None:

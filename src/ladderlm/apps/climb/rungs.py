@@ -171,8 +171,10 @@ def _tuned(work: Work, method: str) -> Result:
         from ladderlm.train import finetune
     except ImportError:
         raise MissingExtra("torch", "train") from None
+    from ladderlm.train.settings import FinetuneConfig
+
     out = f"{work.out}-{method}"
-    config = finetune.FinetuneConfig(
+    config = FinetuneConfig(
         data=work.train, model=work.model, out=out, held_out=work.dev, method=method, minutes=work.minutes,
         seed=work.seed, threads=work.threads, replace=True, skip_bad=True,
     )  # fmt: skip

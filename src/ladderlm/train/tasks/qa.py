@@ -27,12 +27,12 @@ LONGEST = 30  # tokens of an answer
 
 
 class Window(NamedTuple):
-    """A question with a stretch of its context: token `first` of the document is the context's token `at`."""
+    """A question with a stretch of its context: token `first` of the document is the context's token `at`; `width` tokens."""
 
     document: Document
     first: int
     at: int
-    count: int
+    width: int
 
 
 class FindAnswer:
@@ -134,11 +134,11 @@ class FindAnswer:
 
     def _answer(self, record: Record, window: Window, logits_T2: Tensor) -> tuple[float, str]:
         """(score, text) of the likeliest answer in a window, by how much it beats that there is none."""
-        ends_C2 = logits_T2[window.first : window.first + window.count]
+        ends_C2 = logits_T2[window.first : window.first + window.width]
         pairs_CC = ends_C2[:, 0][:, None] + ends_C2[:, 1][None]
         allowed_CC = torch.ones_like(pairs_CC, dtype=torch.bool).triu().tril(LONGEST - 1)
         pairs_CC = pairs_CC.masked_fill(~allowed_CC, -torch.inf)
-        start, end = divmod(int(pairs_CC.argmax()), window.count)
+        start, end = divmod(int(pairs_CC.argmax()), window.width)
         score = float(pairs_CC[start, end])
         if not self.always and (score := score - float(logits_T2[0].sum())) < 0:
             return score, ""
