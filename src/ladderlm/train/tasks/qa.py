@@ -27,7 +27,7 @@ LONGEST = 30  # tokens of an answer
 
 
 class Window(NamedTuple):
-    """A question with a stretch of its context: token `first` of the document is the context's token `at`; `width` tokens."""
+    """A question with `width` tokens of its context: token `first` of the document is the context's token `at`."""
 
     document: Document
     first: int
