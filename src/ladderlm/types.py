@@ -104,9 +104,6 @@ class Value:
             raise FormatError(f"incomplete {cls.__name__}", where=str(error)) from None
 
 
-# --- Message and Conversation -------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Text(Value):
     kind: ClassVar[str] = "text"
@@ -199,9 +196,6 @@ class Conversation(Value):
         return dataclasses.replace(self, messages=(*self.messages, Message.of(role, text)))
 
 
-# --- Sampling -----------------------------------------------------------------------------------------------------
-
-
 _RANGES = {
     "temperature": (0, 100), "top_p": (0, 1), "min_p": (0, 1), "typical": (0, 1), "top_k": (0, math.inf),
     "repetition_penalty": (0, 10), "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2),
@@ -266,9 +260,6 @@ def _within(name: str, value: float, low: float, high: float, open_low: bool = F
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
     if not ok or not (low < value if open_low else low <= value) or value > high:
         raise UsageError(f"{name} must lie in {'(' if open_low else '['}{low}, {high}]", where=f"{name}={value!r}")
-
-
-# --- Delta and Completion -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,8 +366,6 @@ class Completion(Value):
         return cls(choices, usage, prompt)
 
 
-# --- Record -------------------------------------------------------------------------------------------------------
-
 RECORD_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "text": {"text": str},
     "messages": {"messages": list},
@@ -419,9 +408,6 @@ class Record(Value):
         return self.fields[name]
 
 
-# --- Run ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Run(Value):
     """A folder that holds one piece of work: its settings, curves, samples, checkpoints and report."""
@@ -451,9 +437,6 @@ class Run(Value):
     @property
     def report(self) -> Path:
         return self.path / "report.md"
-
-
-# --- The three protocols ------------------------------------------------------------------------------------------
 
 
 @runtime_checkable
