@@ -132,7 +132,7 @@ def test_shuffled_labels_seldom_earn_the_word(tiny: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_true_labels_do_earn_it(tiny: Path, tmp_path: Path) -> None:
-    assert verdict(tiny, tmp_path, 0, steps=120, true=True) == "helped"
+    assert verdict(tiny, tmp_path, 0, steps=240, true=True) == "helped"
 
 
 def test_a_label_file_is_measured_by_its_labels(tiny: Path, tmp_path: Path) -> None:

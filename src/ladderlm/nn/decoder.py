@@ -52,6 +52,12 @@ class Decoder(nn.Module):
         """The output matrix; the embedding itself where the two are tied."""
         return self.model.embed_tokens.weight if self.arch.tied else self.lm_head.weight
 
+    @property
+    def room(self) -> int:
+        """The longest document that it reads, beside virtual tokens (also where they are switched off)."""
+        soft = self.model.soft
+        return self.arch.context_length - (0 if soft is None else soft.tokens)
+
     def forward(self, ids_T: Tensor, lengths: Sequence[int]) -> Tensor:
         """hidden_TD after the last norm. `lengths` of the documents in `ids_T` sum to T.
 

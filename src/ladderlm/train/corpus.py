@@ -142,7 +142,7 @@ def text_nats(decoder: Decoder, texts: Sequence[Sequence[int]], start_id: int) -
     A text longer than the context is cut into windows that do not overlap, each led by the start token: the windows
     of evals.perplexity, so that the figures agree.
     """
-    size = decoder.arch.context_length - 1
+    size = decoder.room - 1
     pieces = [(n, [start_id, *text[i : i + size]]) for n, text in enumerate(texts) for i in range(0, len(text), size)]
     pieces.sort(key=lambda piece: len(piece[1]))
     total = [0.0] * len(texts)
