@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +76,55 @@ def test_simpo_and_orpo_equal_trl(method: str) -> None:
     assert torch.allclose(LOSSES["simpo"](given, 2.0, 0.7), theirs, atol=1e-6)
     ratio = orpo.ORPOTrainer.odds_ratio_loss(stub, policy_P2[:, 0], policy_P2[:, 1])[0]
     assert torch.allclose(LOSSES["orpo"](given, 2.0, 0.0), -policy_P2[:, 0] - ratio, atol=1e-5)
+
+
+def trainer_of_trl(
+    terms: Terms, order: list[tuple[int, int]], **more: Any
+) -> tuple[SimpleNamespace, Any, dict[str, Any]]:
+    """What trl's trainers compute their loss from, for the answers in `order`: the trainer, the model, the batch."""
+    rows = torch.tensor(order).T
+    counts_B = terms.counts_P2[*rows]
+    mask_BT = torch.arange(1, 13)[None] <= counts_B[:, None]
+    log_probs = mask_BT * (terms.policy_P2[*rows] / counts_B)[:, None]
+    zeros = torch.zeros_like(log_probs)
+    outputs = SimpleNamespace(log_probs=log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+
+    def same(x: Any) -> Any:
+        return x
+
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=False), beta=0.3, aux_loss_enabled=False, _total_train_tokens=0,
+        precompute_ref_logps=True, _metrics=defaultdict(lambda: defaultdict(list)),
+        accelerator=SimpleNamespace(device="cpu", gather=same, gather_for_metrics=same), **more,
+    )  # fmt: skip
+    ids = torch.zeros(len(order), 13, dtype=torch.long)
+    completions = torch.cat([torch.zeros(len(order), 1), mask_BT.float()], 1)
+    return trainer, lambda **_: outputs, {"input_ids": ids, "completion_mask": completions}
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("dpo", "sigmoid"), ("ipo", "ipo")])
+def test_dpo_and_ipo_equal_trl(ours: str, theirs: str) -> None:
+    trl = pytest.importorskip("trl.trainer.dpo_trainer", reason="trl is not installed")
+    given = terms()
+    trainer, model, batch = trainer_of_trl(
+        given, [(p, side) for side in (0, 1) for p in range(6)], ld_alpha=None, f_divergence_type="reverse_kl",
+        loss_types=[theirs], loss_weights=[1.0], use_weighting=False,
+    )  # fmt: skip
+    batch |= {"ref_chosen_logps": given.reference_P2[:, 0], "ref_rejected_logps": given.reference_P2[:, 1]}
+    expected = trl.DPOTrainer._compute_loss(trainer, model, batch, False)
+    assert preference_loss(ours, given, beta=0.3)[0].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_kto_equals_trl() -> None:
+    trl = pytest.importorskip("trl.trainer.kto_trainer", reason="trl is not installed")
+    given = terms()
+    trainer, model, batch = trainer_of_trl(
+        given, [(p, 0) for p in range(6)], calculate_KL=True, loss_type="kto", desirable_weight=1.0,
+        undesirable_weight=1.0, _compute_kl_logps=lambda *_: given.policy_P2[:, 1],
+    )  # fmt: skip
+    batch |= {"ref_logps": given.reference_P2[:, 0], "ref_KL_logps": given.reference_P2[:, 1], "label": given.liked_P}
+    expected = trl.KTOTrainer._compute_loss(trainer, model, batch, False)
+    assert preference_loss("kto", given, beta=0.3)[0].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

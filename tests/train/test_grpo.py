@@ -23,7 +23,7 @@ from ladderlm.train.align import AlignConfig, run
 from ladderlm.train.grpo import GroupBatch, advantages, grpo_loss
 from ladderlm.train.rollout import Roller, check, load_prompts
 
-ROWS = [{"prompt": f"Tell {i} of the cat.", "pattern": "[^e]*"} for i in range(12)]
+ROWS = [{"prompt": f"Tell {i} of the cat.", "pattern": ".*e.*"} for i in range(12)]
 
 
 def batch(beta: float = 0.1) -> tuple[GroupBatch, torch.Tensor]:
@@ -54,7 +54,7 @@ def test_the_loss_equals_trl(average: str) -> None:
         importance_sampling_level="token", loss_type="grpo" if average == "answer" else "bnpo", epsilon_low=0.2,
         epsilon_high=0.2, use_vllm=False, _entropy_bonus_enabled=False, current_gradient_accumulation_steps=1,
         args=SimpleNamespace(delta=None, use_bias_correction_kl=False), model=SimpleNamespace(training=False),
-        accelerator=SimpleNamespace(gather=lambda x: x, num_processes=1),
+        accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, **_: x, num_processes=1),
         _metrics=defaultdict(lambda: defaultdict(list)),
     )  # fmt: skip
     inputs = {

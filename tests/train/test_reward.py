@@ -30,7 +30,7 @@ def test_the_loss_equals_trl() -> None:
 
     theirs = SimpleNamespace(
         model=Model(), args=SimpleNamespace(center_rewards_coefficient=0.01), _total_train_tokens=0,
-        accelerator=SimpleNamespace(gather_for_metrics=lambda x: x),
+        accelerator=SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x),
         _metrics={"eval": defaultdict(list), "train": defaultdict(list)},
     )  # fmt: skip
     expected = trl.RewardTrainer.compute_loss(theirs, theirs.model, {})
