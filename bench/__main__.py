@@ -55,6 +55,7 @@ BENCHES = {
     "scaling": "the loss of a pretraining 4 times larger than any in the fit, foretold within 3 %",
     "tokenizer": "byte-level BPE trains 8 times and encodes 10 times as fast as tokenizers, with equal ids",
     "finetune": "LoRA at 2.2 times the tokens a second of trl + peft; QLoRA in half of LoRA's memory",
+    "tasks": "feelings, names, instructions: LoRA beats zero- and few-shot, tuned prompts and prefixes zero-shot",
     "dpo": "DPO: 95 % of polite pairs; more than half of the harmless pairs of one length",
     "grpo": "GRPO: 20 points more on unseen arithmetic and on answers that must meet a JSON schema",
     "ppo": "PPO: more reward at a divergence below its target, and no less from a judge it never sees",

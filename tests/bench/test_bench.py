@@ -60,7 +60,7 @@ def test_a_minute_of_alignment(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["climb", "shuffled"])
+@pytest.mark.parametrize("name", ["climb", "shuffled", "tasks"])
 def test_a_minute_of_tuning(name: str, shared_data: Path, tmp_path: Path, default_model: str, workspace: Path) -> None:
     test_a_minute_of(name, tmp_path, default_model, workspace)
 

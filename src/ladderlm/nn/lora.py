@@ -69,9 +69,10 @@ class LoraLinear(TunedLinear):
     def _lengths(self) -> Tensor:
         """|W + scale B A| of each row, from |W|^2, W A^T and A A^T: the sum itself need not be made."""
         a_RI, b_OR = self.lora_A.weight, self.lora_B.weight
-        mixed_OR = 2 * (self.dense() @ a_RI.t()) + self.scale * (b_OR @ (a_RI @ a_RI.t()))
-        squared_O = self.squared_O + self.scale * (mixed_OR * b_OR).sum(1)
-        return squared_O.clamp(min=1e-30).sqrt()
+        with torch.autocast(a_RI.device.type, enabled=False):  # squares of rounded numbers would not add up
+            mixed_OR = 2 * (self.dense() @ a_RI.t()) + self.scale * (b_OR @ (a_RI @ a_RI.t()))
+            squared_O = self.squared_O + self.scale * (mixed_OR * b_OR).sum(1)
+            return squared_O.clamp(min=1e-30).sqrt()
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
         weight_OI = torch.addmm(self.dense(), self.lora_B.weight, self.lora_A.weight, alpha=self.scale)

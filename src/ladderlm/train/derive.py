@@ -29,13 +29,19 @@ def derived(config: PretrainConfig) -> PretrainConfig:
     rate = MASKED_LR if config.objective.startswith("mlm") else LR
     lr, muon_lr = (GO_ON_LR, 0.0) if config.model else (rate, MUON_LR)
     shrink = math.sqrt(RATED / found.dim) if config.depth and not config.model else 1.0
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if multiplies_bf16(config.device) else "fp32"
     return dataclasses.replace(
         found, lr=config.lr or lr * shrink, muon_lr=config.muon_lr if config.muon_lr >= 0 else muon_lr * shrink,
-        precision=precision,
+        precision=settled(config.precision, config.device),
     )  # fmt: skip
+
+
+def settled(precision: str, device: str) -> str:
+    """`precision` with "auto" decided. Raises UsageError for one that the hardware has no instructions for."""
+    if precision == "auto":
+        return "bf16" if multiplies_bf16(device) else "fp32"
+    if precision in FAST and not FAST[precision](device):
+        raise UsageError(f"no instructions for products in {precision}", where=device, cure="leave out --precision")
+    return precision
 
 
 def multiplies_bf16(device: str) -> bool:

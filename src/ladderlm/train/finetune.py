@@ -12,6 +12,7 @@ from ladderlm.evals.helped import Helped
 from ladderlm.models.folder import ModelFiles
 from ladderlm.models.reference import open_model
 from ladderlm.nn.tuned import without_adapter
+from ladderlm.train.derive import settled
 from ladderlm.train.examples import Packing
 from ladderlm.train.loop import fit
 from ladderlm.train.material import Material, load_material
@@ -82,8 +83,9 @@ def loop_config(config: FinetuneConfig, packing: Packing) -> LoopConfig:
             raise UsageError("epochs must be positive", where=f"epochs={config.epochs}")
         steps = packing.batches_in(config.epochs)
     return LoopConfig(
-        steps=steps, minutes=config.minutes, warmup=config.warmup, cooldown=config.cooldown, seed=config.seed
-    )
+        steps=steps, minutes=config.minutes, warmup=config.warmup, cooldown=config.cooldown, seed=config.seed,
+        precision=settled(config.precision, "cpu"),
+    )  # fmt: skip
 
 
 def look(config: FinetuneConfig) -> tuple[Material, list[list[Piece]]]:

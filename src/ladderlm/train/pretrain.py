@@ -30,7 +30,7 @@ from ladderlm.train import before_after
 from ladderlm.train.before_after import BeforeAfter
 from ladderlm.train.causal import Causal, FillMiddle, length_at, shorten
 from ladderlm.train.corpus import Tokens, from_shards, tokenise
-from ladderlm.train.derive import FAST, derived, peak_flops, token_flops
+from ladderlm.train.derive import derived, peak_flops, token_flops
 from ladderlm.train.distributed import World, first, joined
 from ladderlm.train.loop import Fit, Watch, fit
 from ladderlm.train.masked import Masked, MaskedPairs
@@ -68,10 +68,6 @@ def check(config: PretrainConfig) -> None:
     """Complains of settings that cannot be, before any work is done."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("there is no GPU", where="device=cuda", cure="leave out --device")
-    if config.precision in FAST and not FAST[config.precision](config.device):
-        raise UsageError(
-            f"no instructions for products in {config.precision}", where=config.device, cure="leave out --precision"
-        )
     if config.general and not (config.model or config.resume):
         raise UsageError("what a model forgets is told of one that there was", where="general", cure="--from MODEL")
     if not config.resume:

@@ -250,6 +250,8 @@ class FinetuneConfig(Value):
     temperature: float = option(0.05, "triples: how sharply vectors are told apart")
     warmup: int = option(5, "steps of rising learning rate")
     cooldown: float = option(0.8, "last share of the steps, over which the learning rate falls to zero")
+    precision: str = option("auto", "of products; weights stay in fp32; auto: bf16 where the hardware has it",
+                            choices=("auto", "fp32", "bf16"))  # fmt: skip
     skip_bad: bool = option(False, "leave out records that cannot be used, instead of stopping")
     seed: int = option(0, "seed of adapter and order")
     threads: int = option(0, "processor threads; 0: all")
