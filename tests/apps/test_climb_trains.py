@@ -19,8 +19,8 @@ def test_every_rung(tmp_path: Path) -> None:
     from ladderlm.train.pretrain import PretrainConfig
     from ladderlm.train.pretrain import run as pretrain
 
-    data = write_jsonl(tmp_path / "s.jsonl", [{"text": s * 4, "source": str(i)} for i, s in enumerate(STORIES)])
-    pretrain(PretrainConfig(data=str(data), out=str(tmp_path / "tiny"), steps=30, seed=1, **SIZES))  # type: ignore[arg-type]
+    data = write_jsonl(tmp_path / "s.jsonl", [{"text": s * 12, "source": str(i)} for i, s in enumerate(STORIES)])
+    pretrain(PretrainConfig(data=str(data), out=str(tmp_path / "tiny"), steps=30, seed=1, **SIZES | {"seq_len": 640}))  # type: ignore[arg-type]
     rows = [
         {"text": f"{s} {i}", "label": "big" if s.split()[1] in ("cow", "dog") else "small"}
         for i in range(12)

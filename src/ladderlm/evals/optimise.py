@@ -8,6 +8,7 @@ winner meets the plain prompt on items that the search has not seen.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 from ladderlm import events, store
 from ladderlm.config import option
 from ladderlm.data.records import read_records, split
-from ladderlm.errors import UsageError
+from ladderlm.errors import ContextOverflow, UsageError
 from ladderlm.evals.ask import Asker, Item, Prompt, first_prompt, items_of, labels_of, pick
 from ladderlm.evals.helped import Helped, did_it_help
 from ladderlm.evals.report import Report
@@ -107,9 +108,13 @@ def optimise(
         if 0 < count <= config.shots
         for _ in range(2)
     ]
-    winner = search.halve(list(dict.fromkeys([*best, *with_examples])), keep=1)[0]
+    best = search.halve(list(dict.fromkeys([*best, *with_examples])), keep=3)
     before = asker.ask(plain, held, "judge")
-    after = before if winner == plain else asker.ask(winner, held, "judge")
+    winner, after = plain, before
+    for prompt in best:
+        with contextlib.suppress(ContextOverflow):  # with the longest of these items
+            winner, after = prompt, before if prompt == plain else asker.ask(prompt, held, "judge")
+            break
     metric = "accuracy" if asker.labels else "F1 of words"
     helped = did_it_help(metric, [s.score for s in before], [s.score for s in after], seed=config.seed)
     seconds = time.monotonic() - started
@@ -134,7 +139,10 @@ class _Search:
                 new = self._items[len(known) : count]
                 if len(new) > budget or time.monotonic() > self._until:
                     break
-                known += [said.score for said in self._asker.ask(prompt, new, "search")]
+                try:
+                    known += [said.score for said in self._asker.ask(prompt, new, "search")]
+                except ContextOverflow:  # too long for this model: out of the search
+                    known.clear()
                 budget, self._left = budget - len(new), self._left - len(new)
             prompts = sorted((p for p in prompts if self._scores.get(p)), key=self._rank)
             spent = budget < len(prompts) or time.monotonic() > self._until or count >= len(self._items)

@@ -20,7 +20,7 @@ from typing import Any
 
 from ladderlm import events
 from ladderlm.data.records import read_records
-from ladderlm.errors import LadderError, MissingExtra, UsageError
+from ladderlm.errors import ContextOverflow, LadderError, MissingExtra, UsageError
 from ladderlm.evals.ask import Asker, Prompt, first_prompt, items_of, pick
 from ladderlm.evals.cost import peak_memory_mb
 from ladderlm.store import folder_bytes
@@ -77,7 +77,15 @@ def zero_shot(work: Work) -> Result:
 
 
 def few_shot(work: Work) -> Result:
-    return _asked(work, work.model, shots=work.shots)
+    """With as many examples as asked for, or half of them where they do not fit the context, and so on."""
+    shots = work.shots
+    while True:
+        try:
+            return _asked(work, work.model, shots=shots)
+        except ContextOverflow:
+            if shots < 2:
+                raise
+            shots //= 2
 
 
 def optimised_prompt(work: Work) -> Result:
