@@ -33,7 +33,7 @@ def field(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def settings(field: tuple[Path, Path], tiny: Path, out: Path, **changes) -> DomainConfig:
-    plain = {"rules": "none", "epochs": 8.0, "lr": 3e-3, "seq_len": 64, "batch_tokens": 256, "threads": 1, "share": 0.2}
+    plain = {"rules": "none", "epochs": 8.0, "lr": 3e-3, "seq_len": 64, "batch_tokens": 256, "threads": 1, "share": 0.5}
     return DomainConfig(
         files=(str(field[0]),), general=(str(field[1]),), model=str(tiny), out=str(out), **{**plain, **changes}
     )
@@ -126,7 +126,7 @@ def test_what_is_forgotten_needs_a_model_that_knew(tmp_path: Path) -> None:
 
 
 def test_bits_are_paired_and_weighed_by_bytes() -> None:
-    before, sizes = [800.0, 80.0, 240.0, 400.0], [100, 10, 30, 50]
+    before, sizes = [800.0, 80.0, 240.0, 400.0] * 2, [100, 10, 30, 50] * 2
     found = did_it_help("bits per byte", before, [0.9 * b for b in before], higher_is_better=False, per=sizes)
     assert found.before.mean == pytest.approx(8)
     assert found.difference.mean == pytest.approx(-0.8)

@@ -97,7 +97,8 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None]:
         if not ctx.needs_input_grad[0]:
             return None, None
-        return product(upstream[0].contiguous(), ctx.layer.dense().t()), None
+        grad_TO = upstream[0].contiguous()  # in 16 bits where the product was
+        return product(grad_TO, ctx.layer.dense().to(grad_TO.dtype).t()), None
 
 
 def rounded(weight_OI: Tensor, bias: Tensor | None = None) -> Linear4:
