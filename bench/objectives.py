@@ -74,7 +74,7 @@ def same_masks(folder: Path, texts: list[str]) -> float:
     from ladderlm.nn import load_encoder
 
     files = open_model(str(folder))
-    ours, theirs = load_encoder(files), transformers.BertForPreTraining.from_pretrained(folder).eval()
+    ours, theirs = load_encoder(files), transformers.MegatronBertForPreTraining.from_pretrained(folder).eval()
     head, tail = files.tokenizer.around.head, files.tokenizer.around.tail
     agreed = 0
     for text in texts:

@@ -35,6 +35,7 @@ _NAMED = {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
 _ALL_BIASES = {"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("Bert", {**_SHAPE, "pad_token_id": 0}),
+    "megatron-bert": ("MegatronBert", {**_SHAPE, "pad_token_id": 0}),
     "roberta": ("Roberta", {**_SHAPE, "pad_token_id": 1, "type_vocab_size": 1}),
     "distilbert": ("DistilBert", {"vocab_size": foreign.V, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48,
                                       "max_position_embeddings": 40}),
@@ -44,7 +45,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 HEADS = {"none": "Model", "pretraining": "ForPreTraining", "mlm": "ForMaskedLM", "tag": "ForTokenClassification",
          "classify": "ForSequenceClassification", "qa": "ForQuestionAnswering"}  # fmt: skip
-CASES = [(v, h) for v in VARIANTS for h in HEADS if h != "pretraining" or v == "bert"]
+CASES = [(v, h) for v in VARIANTS for h in HEADS if h != "pretraining" or v in bert.PAIRED]
 CASES += [("bert untied", "mlm"), ("bert relu", "mlm"), ("modernbert untied", "mlm")]
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from ladderlm.errors import FormatError
-from ladderlm.nn.positions import sinusoids
 from ladderlm.types import FloatArray
 
 if TYPE_CHECKING:
@@ -52,9 +51,6 @@ def initialise(module: M, arch: Architecture, seed: int, *, only: frozenset[str]
             parameter.fill_(0.0 if name.endswith(".bias") or arch.norm_offset else 1.0)
         elif name.endswith(_ENDS):
             parameter.zero_()
-        elif name.endswith("embed_positions.weight") and arch.kind == "encoder":
-            places = sinusoids(torch.arange(len(parameter)), arch.dim)
-            parameter.copy_(places * (0.02 / places.square().mean().sqrt()))
         else:
             scale = 0.02 / arch.logit_scale if ".embed_" in name or "lm_head" in name else parameter.shape[1] ** -0.5
             if name.endswith("q_proj.weight"):  # so that scores have deviation 1 whatever scales them

@@ -18,7 +18,7 @@ WIDTH = 64  # of a head, and per layer of the whole
 TOKENS_PER_PARAMETER = 20  # compute-optimal (Hoffmann et al. 2022)
 RATED = 192  # the width that the learning rates below were found at; they fall with its square root
 LR, MUON_LR, GO_ON_LR = 0.01, 0.01, 1e-4
-# BERT's layers end in a norm: a branch that has grown large drowns what came in, and masked tokens are never learnt.
+# At the rates of next tokens masked ones are learnt later, or never.
 MASKED_LR = 0.002
 BATCH, BATCH_TOKENS = 2048, 20e6  # tokens in a step of a run of so many tokens; it grows with their square root
 

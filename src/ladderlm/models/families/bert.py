@@ -1,4 +1,4 @@
-"""BERT, RoBERTa, DistilBERT and ModernBERT: encoders, with the head that a task needs."""
+"""BERT, Megatron-BERT, RoBERTa, DistilBERT and ModernBERT: encoders, with the head that a task needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from ladderlm.models.arch import Architecture
 from ladderlm.models.families.config import SERVED, Config, rotary_keys, spelled, window_keys
 from ladderlm.models.families.stored import Stored
 
-CLASSES = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert", "modernbert": "ModernBert"}
+CLASSES = {
+    "bert": "Bert", "megatron-bert": "MegatronBert", "roberta": "Roberta", "distilbert": "DistilBert",
+    "modernbert": "ModernBert",
+}  # fmt: skip
+PAIRED = ("bert", "megatron-bert")  # families with a head for next sentences
 _HEADS = {
     "none": "Model", "pretraining": "ForPreTraining", "mlm": "ForMaskedLM", "classify": "ForSequenceClassification",
     "tag": "ForTokenClassification", "qa": "ForQuestionAnswering",
@@ -38,12 +42,13 @@ def read(c: Config) -> Architecture:
 
 def with_head(arch: Architecture, head: str, labels: Sequence[str] = ()) -> Architecture:
     """The same encoder with another head, as its family makes it. UsageError for a head that it has not."""
-    known = [h for h in _HEADS if h != "pretraining" or arch.family == "bert"]
+    known = [h for h in _HEADS if h != "pretraining" or arch.family in PAIRED]
     if arch.kind != "encoder" or head not in known:
         what = f"a {arch.family} with the head {head!r}"
         raise UsageError(f"there is no {what}", cure=nearest(head, known) if arch.kind == "encoder" else None)
     predicts = head in ("mlm", "pretraining")
-    pooled = {"bert": ("none", "classify", "pretraining"), "roberta": ("none", "classify"), "distilbert": ("classify",)}
+    both = ("none", "classify", "pretraining")
+    pooled = {"bert": both, "megatron-bert": both, "roberta": ("none", "classify"), "distilbert": ("classify",)}
     pooler = "" if head not in pooled.get(arch.family, ()) else "relu" if arch.family == "distilbert" else "tanh"
     gelu = "gelu" if arch.family in ("roberta", "modernbert") else arch.activation
     modern = arch.family == "modernbert"
@@ -88,12 +93,16 @@ def _labels(c: Config) -> tuple[str, ...]:
 
 
 def _bert(c: Config) -> dict[str, Any]:
-    """BERT (Devlin et al. 2018); RoBERTa's positions count from the pad token's number on (Liu et al. 2019)."""
+    """BERT (Devlin et al. 2018). Megatron-BERT has its norms before the branches (Shoeybi et al. 2019).
+
+    RoBERTa's positions count from the pad token's number on (Liu et al. 2019).
+    """
     c.refuse(position_embedding_type="relative_key")
     c.refuse(position_embedding_type="relative_key_query")
     heads, dim = c.whole("num_attention_heads"), c.whole("hidden_size")
     offset = c.whole("pad_token_id", 1) + 1 if c.family == "roberta" else 0
-    return _POST_NORM | {
+    pre_norm = {"placement": "pre", "embed_norm": False} if c.family == "megatron-bert" else {}
+    return _POST_NORM | pre_norm | {
         "vocab_size": c.whole("vocab_size"), "dim": dim, "layers": c.whole("num_hidden_layers"), "heads": heads,
         "kv_heads": heads, "head_dim": dim // max(heads, 1), "hidden": c.whole("intermediate_size"),
         "context_length": c.whole("max_position_embeddings", 512) - offset, "position_offset": offset,
@@ -168,6 +177,9 @@ _BERT = {
     "mlp.down_proj": "output.dense", "mlp_out_norm": "output.LayerNorm", "pooler.dense": "pooler.dense",
     "transform.dense": "predictions.transform.dense", "transform.norm": "predictions.transform.LayerNorm",
 }  # fmt: skip
+_MEGATRON = _BERT | {
+    "input_layernorm": "attention.ln", "post_attention_layernorm": "ln", "model.norm": "encoder.ln",
+}  # fmt: skip
 _ROBERTA = _BERT | {"transform.dense": "dense", "transform.norm": "layer_norm"}
 _DISTIL = _BERT | {
     "self_attn.q_proj": "attention.q_lin", "self_attn.k_proj": "attention.k_lin",
@@ -182,9 +194,12 @@ _MODERN = {
     "post_attention_layernorm": "mlp_norm", "mlp.gate_proj": "mlp.Wi", "mlp.down_proj": "mlp.Wo",
     "model.norm": "final_norm", "transform.dense": "head.dense", "transform.norm": "head.norm",
 }  # fmt: skip
-_BODY = {"bert": ("bert", "encoder.layer"), "roberta": ("roberta", "encoder.layer"),
-         "distilbert": ("distilbert", "transformer.layer"), "modernbert": ("model", "layers")}  # fmt: skip
-_NAMES = {"bert": _BERT, "roberta": _ROBERTA, "distilbert": _DISTIL, "modernbert": _MODERN}
+_BODY = {
+    "bert": ("bert", "encoder.layer"), "megatron-bert": ("bert", "encoder.layer"),
+    "roberta": ("roberta", "encoder.layer"), "distilbert": ("distilbert", "transformer.layer"),
+    "modernbert": ("model", "layers"),
+}  # fmt: skip
+_NAMES = {"bert": _BERT, "megatron-bert": _MEGATRON, "roberta": _ROBERTA, "distilbert": _DISTIL, "modernbert": _MODERN}
 
 
 def stored(arch: Architecture) -> list[Stored]:
@@ -229,11 +244,13 @@ def _head_names(arch: Architecture, stem: str, end: str) -> list[str]:
     if stem == "lm_head":
         if arch.family in ("distilbert", "modernbert"):
             return ["vocab_projector" if arch.family == "distilbert" else "decoder"]
-        outer = "cls.predictions" if arch.family == "bert" else "lm_head"
+        outer = "cls.predictions" if arch.family in PAIRED else "lm_head"
         return [outer, outer + ".decoder"] if end == "bias" and arch.tied else [outer + ".decoder", outer]
     if stem == "classifier":
         if arch.head == "qa" and arch.family != "modernbert":
             return ["qa_outputs"]
-        special = {"roberta classify": "classifier.out_proj", "bert pretraining": "cls.seq_relationship"}
-        return [special.get(f"{arch.family} {arch.head}", "classifier")]
-    return [{"bert": "cls.", "roberta": "lm_head."}.get(arch.family, "") + _NAMES[arch.family][stem]]
+        if arch.head == "pretraining":
+            return ["cls.seq_relationship"]
+        return ["classifier.out_proj" if f"{arch.family} {arch.head}" == "roberta classify" else "classifier"]
+    outer = "cls." if arch.family in PAIRED else "lm_head." if arch.family == "roberta" else ""
+    return [outer + _NAMES[arch.family][stem]]

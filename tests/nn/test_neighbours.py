@@ -1,0 +1,43 @@
+"""The start that lets masked tokens be learnt: before any training the first layer's heads look at tokens nearby."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ladderlm.nn.neighbours import OFFSETS, look_around
+from ladderlm.train.masked import Encoder, Masked, MaskedPairs
+from ladderlm.train.settings import PretrainConfig
+
+
+@pytest.mark.parametrize(("dim", "heads", "length"), [(192, 6, 128), (64, 2, 64), (128, 4, 512)])
+def test_heads_look_at_the_tokens_nearby(dim: int, heads: int, length: int) -> None:
+    config = PretrainConfig(data="x", dim=dim, heads=heads, layers=2, vocab_size=300, seq_len=length)
+    tokenizer = Masked.make_tokenizer(["the cat sat on the mat"] * 20, config)
+    encoder = look_around(Encoder(MaskedPairs.architecture(config, tokenizer)).initialise(0))
+    body = encoder.model
+    ids_T = torch.randint(tokenizer.vocab_size, (length,), generator=torch.Generator().manual_seed(1))
+    places_T = torch.arange(length)
+    with torch.no_grad():
+        x_TD = body.layers[0].input_layernorm(body.place(body.embed_tokens(ids_T), places_T))
+        q_THK, k_THK, _ = body.layers[0].self_attn.project(x_TD, next(iter(body.each(places_T, length))))
+        scores_HTT = torch.einsum("thk,shk->hts", q_THK, k_THK) * encoder.arch.scale
+    inside = slice(8, length - 8)
+    for head in range(heads):
+        wanted_T = places_T[inside] + OFFSETS[head]
+        looked_T = scores_HTT[head].argmax(-1)[inside]
+        assert ((looked_T - wanted_T).abs() <= 1).float().mean() > 0.5  # tokens that are alike mislead some
+        share_T = scores_HTT[head].softmax(-1)[inside].gather(1, wanted_T[:, None])
+        assert share_T.mean() > 5 / length
+
+
+def test_it_is_a_start_and_no_more() -> None:
+    """Nothing changes but positions and the first layer's queries and keys."""
+    config = PretrainConfig(data="x", dim=64, heads=2, layers=2, vocab_size=300, seq_len=64)
+    tokenizer = Masked.make_tokenizer(["the cat sat on the mat"] * 20, config)
+    encoder = Encoder(Masked.architecture(config, tokenizer)).initialise(0)
+    later = [encoder.model.layers[1].self_attn.q_proj.weight.clone(), encoder.model.embed_tokens.weight.clone()]
+    look_around(encoder)
+    assert torch.equal(later[0], encoder.model.layers[1].self_attn.q_proj.weight)
+    assert torch.equal(later[1], encoder.model.embed_tokens.weight)
+    assert encoder.model.embed_positions.weight.std().item() == pytest.approx(0.02, rel=0.05)
