@@ -24,11 +24,10 @@ def test_heads_look_at_the_tokens_nearby(dim: int, heads: int, length: int) -> N
         scores_HTT = torch.einsum("thk,shk->hts", q_THK, k_THK) * encoder.arch.scale
     inside = slice(8, length - 8)
     for head in range(heads):
-        wanted_T = places_T[inside] + OFFSETS[head]
-        looked_T = scores_HTT[head].argmax(-1)[inside]
-        assert ((looked_T - wanted_T).abs() <= 1).float().mean() > 0.5  # tokens that are alike mislead some
-        share_T = scores_HTT[head].softmax(-1)[inside].gather(1, wanted_T[:, None])
-        assert share_T.mean() > 5 / length
+        shares_TT = scores_HTT[head].softmax(-1)[inside]
+        by_offset = {o: shares_TT.gather(1, places_T[inside, None] + o).mean().item() for o in range(-8, 9)}
+        assert max(by_offset, key=by_offset.__getitem__) == OFFSETS[head]
+        assert by_offset[OFFSETS[head]] > 5 / length
 
 
 def test_it_is_a_start_and_no_more() -> None:
