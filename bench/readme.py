@@ -128,6 +128,35 @@ def building(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
             size, minutes = t["parameters"]["ours"] / 1e6, t["budget_cpu_seconds"] / 60
             line = f"{t['speedup']:.1f} x as fast [{low:.1f}, {high:.1f}] over {len(t['speedups'])} seeds"
             rows.append((f"to nanoGPT's loss after {minutes:.0f} min of a core, {size:.1f} M weights", line, name))
+    if t := found.get("trainspeed"):
+        speeds = {size: rows["ours"]["over_trainer"] for size, rows in t["sizes"].items()}
+        narrow = {size: rows["ours, bf16"]["over_trainer"] for size, rows in t["sizes"].items()}
+        line = f"{min(speeds.values()):.1f} x in fp32, {min(narrow.values()):.1f} x in bf16, or more"
+        rows.append(("tokens a second, transformers' Trainer in fp32 being 1", line, "trainspeed"))
+    if o := found.get("objectives"):
+        m = o["masked_and_pairs"]
+        line = (
+            f"{m['masked_accuracy']:.1%} (commonest token {m['unigram_accuracy']:.1%}, left neighbour's follower "
+            f"{m['bigram_accuracy']:.1%}); pairs {m['next_accuracy']:.1%}"
+        )
+        rows.append((f"masked tokens found after {o['minutes_each']:.0f} min, 2.5 M weights", line, "objectives"))
+    if d := found.get("domain"):
+        kept, lost = d["with_replay"], d["without_replay"]["general"]["difference"]["mean"]
+        line = (
+            f"{kept['held_out']['difference']['mean']:+.2f} bits per byte; on general text "
+            f"{kept['general']['difference']['mean']:+.2f}, without replay {lost:+.2f}"
+        )
+        rows.append(("a base model goes on with medical texts", line, "domain"))
+    if p := found.get("plan"):
+        line = (
+            f"memory within {p['memory_error_median']:.0%} (worst {p['memory_error_worst']:.0%}), CPU time within "
+            f"{p['cpu_seconds_error_median']:.0%} (worst {p['cpu_seconds_error_worst']:.0%})"
+        )
+        rows.append(("five pretrainings foretold", line, "plan"))
+    if s := found.get("scaling"):
+        times = s["larger"]["times_the_work_of_the_largest"]
+        line = f"{s['error']:+.1%}, {times:.1f} times the work of the largest run in the fit"
+        rows.append(("a larger run's loss foretold", line, "scaling"))
     if c := found.get("languages"):
         line = f"{c['right']['count']} of {c['right']['of']} sentences, {len(c['languages'])} languages"
         rows.append(("language told by the fewest bits, a small model each", line, "languages"))

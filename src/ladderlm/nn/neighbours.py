@@ -29,8 +29,9 @@ def look_around(encoder: Encoder) -> Encoder:
     arch, layer = encoder.arch, encoder.model.layers[0]
     positions_SD = encoder.model.embed_positions.weight
     count, waves, size = len(positions_SD), arch.dim // 2, arch.head_dim
-    # From nearly two positions to all of them: a wave longer than the context would tell no two apart.
-    turns_F = torch.linspace(math.log(0.9 * math.pi), math.log(2 * math.pi / count), waves).exp()
+    # Spread evenly, so that their sum is high where the two meet and about zero anywhere else. A token turned with its
+    # position then is unlike itself: with longer waves a head would look at its own place.
+    turns_F = torch.linspace(2 * math.pi / count, 0.95 * math.pi, waves)
     angles_SF = torch.arange(count)[:, None] * turns_F
     waves_SD = torch.stack([angles_SF.sin(), angles_SF.cos()], 2).reshape(count, -1)
     positions_SD[:, : 2 * waves] = waves_SD * (DEVIATION * math.sqrt(2))
