@@ -49,6 +49,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     rows += forms(found)
     rows += engine(found)
     rows += building(found)
+    rows += tuning(found)
     if s := found.get("speed"):
         line = f"{s['decode_tokens_per_second']:.0f} tok/s decode, {s['prefill_tokens_per_second']:.0f} prefill"
         rows.append((f"default model, {s['threads']} threads", line, "speed"))
@@ -160,6 +161,43 @@ def building(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
     if c := found.get("languages"):
         line = f"{c['right']['count']} of {c['right']['of']} sentences, {len(c['languages'])} languages"
         rows.append(("language told by the fewest bits, a small model each", line, "languages"))
+    return rows
+
+
+def tuning(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Lines about fine-tuning and alignment."""
+    rows = []
+    if f := found.get("finetune"):
+        line = (
+            f"{f['speed_over_trl_packed']:.1f} x the tokens a second, {f['memory_over_trl_packed']:.2f} of the memory"
+        )
+        rows.append((f"LoRA, {f['model']}, beside trl + peft with packing", line, "finetune"))
+        line = f"{f['qlora_memory_over_lora']:.2f} of LoRA's memory"
+        rows.append((f"QLoRA, {f['large_model']}", line, "finetune"))
+    if t := found.get("tasks"):
+        for name, task in t["tasks"].items():
+            scores = ", ".join(f"{arm} {score['mean']:.2f}" for arm, score in task["scores"].items())
+            rows.append((f"{name}, {t['minutes_each']:.0f} min each", scores, "tasks"))
+    if d := found.get("dpo"):
+        polite, harmless = d["polite"]["gained"]["mean"], d["harmless"]["length_matched"]
+        line = f"polite {polite:.1%}; harmless, of one length {harmless['mean']:.1%} [{harmless['low']:.1%}, "
+        rows.append(("DPO: pairs whose chosen answer gained", line + f"{harmless['high']:.1%}]", "dpo"))
+    if g := found.get("grpo"):
+        sides = {name: g[name]["reward"] for name in ("arithmetic", "json")}
+        line = "; ".join(f"{name} {r['before']['mean']:.1%} to {r['after']['mean']:.1%}" for name, r in sides.items())
+        rows.append(("GRPO, 500 unseen problems", line, "grpo"))
+    if p := found.get("ppo"):
+        reward, judged = p["ppo"]["reward"], p["ppo"]["judged"]
+        line = (
+            f"reward {reward['before']['mean']:.2f} to {reward['after']['mean']:.2f}, an unseen judge's "
+            f"{judged['before']['mean']:.2f} to {judged['after']['mean']:.2f}"
+        )
+        rows.append(("PPO, held-out instructions", line, "ppo"))
+    if c := found.get("climb"):
+        rows.append(("`climb` on SST-2", f"{c['minutes']:.0f} min; {c['sentence']}", "climb"))
+    if s := found.get("shuffled"):
+        helped = sum(row["verdict"] == "helped" for row in s["seeds"])
+        rows.append(("labels that mean nothing called a help", f"{helped} of {len(s['seeds'])} runs", "shuffled"))
     return rows
 
 
