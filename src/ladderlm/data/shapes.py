@@ -68,7 +68,10 @@ def recognise(row: Row) -> Found:
         label = row["label"]
         if label is None or isinstance(label, (list, dict)):
             raise FormatError("label must be a word or a number")
-        return "class", {"text": _text(row["text"], "text"), "label": str(label)}, {}
+        text, label = _text(row["text"], "text"), str(label).strip()
+        if not (text.strip() and label):
+            raise FormatError("the text is empty" if label else "the label is empty")
+        return "class", {"text": text, "label": label}, {}
     if "text" in keys:
         return "text", {"text": _text(row["text"], "text")}, {k: row[k] for k in ("title", "url") if row.get(k)}
     shown = ", ".join(sorted(map(str, keys))[:8]) or "none"

@@ -20,6 +20,7 @@ from ladderlm.data.records import read_records, read_text, rows_of, to_record
 from ladderlm.errors import FormatError, LadderError, MissingExtra, NotFound, UsageError, nearest
 from ladderlm.types import Record
 
+SHOWN = 5  # bad rows in a message
 LONGEST_FIELD = 1 << 26  # characters of one cell
 Columns = Mapping[str, str]  # field -> column, by name or by number from 1
 
@@ -50,6 +51,17 @@ class Table:
     @property
     def records(self) -> list[Record]:
         return [row.record for row in self.rows]
+
+    def settled(self, skip_bad: bool) -> list[Record]:
+        """The records; rows that are none are an error that names the first of them, or told and left out."""
+        if self.bad:
+            shown = "; ".join(f"{b.file}:{b.line}: {b.reason}" for b in self.bad[:SHOWN])
+            shown += f"; and {len(self.bad) - SHOWN} more" if len(self.bad) > SHOWN else ""
+            if not skip_bad:
+                cure = "mend them, name a table's columns by --columns, or --skip-bad"
+                raise FormatError(f"{len(self.bad)} bad rows: {shown}", cure=cure)
+            events.emit("data", f"left out {len(self.bad)} bad rows: {shown}")
+        return self.records
 
 
 def parse_columns(settings: Sequence[str]) -> dict[str, str]:

@@ -76,7 +76,8 @@ def items_of(records: Sequence[Record]) -> list[Item]:
                 raise FormatError("no question with an answer", where=f"record {record.id}")
             found.append(Item(record.id, turns[-2].text, turns[-1].text, tuple(turns[:-2])))
         else:
-            raise FormatError(f"a {record.kind} record has no answer to check", where=f"record {record.id}")
+            cure = "text+label, prompt+completion or messages; --columns text=...,label=... names a table's columns"
+            raise FormatError(f"a {record.kind} record has no answer to check", where=f"record {record.id}", cure=cure)
     return found
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from ladderlm import events, store
 from ladderlm.config import option
-from ladderlm.data.records import read_records, split
+from ladderlm.data.records import split
+from ladderlm.data.tables import parse_columns, read_table
 from ladderlm.errors import ContextOverflow, UsageError
 from ladderlm.evals.ask import Asker, Item, Prompt, first_prompt, items_of, labels_of, pick
 from ladderlm.evals.helped import Helped, did_it_help
@@ -42,6 +43,8 @@ class OptimiseConfig(Value):
         "", "save the best prompt: a template's name (see: ladderlm prompts), or a .json file", short="-o"
     )
     held_out: str = option("", "records to judge the winner on; else a third of the data is kept apart")
+    columns: tuple[str, ...] = option((), "field=column of a table, such as text=review,label=stars")
+    skip_bad: bool = option(False, "leave out rows that cannot be used, instead of stopping")
     calls: int = option(1200, "most questions asked while searching")
     test: int = option(200, "most records that the winner is judged on")
     shots: int = option(8, "most solved examples in a prompt; 0: none")
@@ -71,9 +74,10 @@ class Optimised(Value):
 
 def run(config: OptimiseConfig) -> Optimised:
     """Searches, judges, saves and reports."""
-    records = read_records(config.data)
+    columns = parse_columns(config.columns)
+    records = read_table(config.data, columns).settled(config.skip_bad)
     if config.held_out:
-        development, test = records, read_records(config.held_out)
+        development, test = records, read_table(config.held_out, columns).settled(config.skip_bad)
     else:
         development, test = split(records, 1 / 3, config.seed)
     dev, held = items_of(development), items_of(test)[: config.test]

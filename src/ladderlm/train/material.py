@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -140,11 +141,11 @@ def _examples(task: TuningTask, rows: Sequence[Row], bad: list[Bad]) -> tuple[li
 
 def _lengths(examples: Sequence[Any], packing: Packing, budget: int, cut: int) -> Lengths:
     sizes = sorted(e.tokens for e in examples)
+    most = sizes[math.ceil(0.95 * len(sizes)) - 1]
     total, batches = sum(sizes), packing.batches_in(1)
     return Lengths(
-        len(sizes), total, sizes[len(sizes) // 2], sizes[int(0.95 * (len(sizes) - 1))], sizes[-1], batches,
-        total / (batches * budget), cut,
-    )  # fmt: skip
+        len(sizes), total, sizes[len(sizes) // 2], most, sizes[-1], batches, total / (batches * budget), cut
+    )
 
 
 def _notes(records: Sequence[Record], held: Sequence[Record], unmeasured: int) -> list[str]:

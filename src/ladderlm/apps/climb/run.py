@@ -16,7 +16,8 @@ from typing import Any
 from ladderlm import events, store
 from ladderlm.apps.climb.rungs import RUNGS, Tried, Work, apart, climb_one
 from ladderlm.config import option
-from ladderlm.data.records import read_records, split, write_records
+from ladderlm.data.records import split, write_records
+from ladderlm.data.tables import parse_columns, read_table
 from ladderlm.errors import UsageError
 from ladderlm.evals.ask import items_of, labels_of
 from ladderlm.evals.helped import Helped, did_it_help
@@ -33,9 +34,11 @@ USUAL = "most frequent label"
 class ClimbConfig(Value):
     """What to climb on, with which model, and for how long."""
 
-    data: str = option(help="a labelled file: text+label, prompt+completion, or messages")
+    data: str = option(help="a labelled file or table: text+label, prompt+completion, or messages")
     model: str = option(DEFAULT_MODEL, "the model to start from: a name, folder, or URL#model", short="-m")
     held_out: str = option("", "records to test on; else a part of the data is kept apart")
+    columns: tuple[str, ...] = option((), "field=column of a table, such as text=review,label=stars")
+    skip_bad: bool = option(False, "leave out rows that cannot be used, instead of stopping")
     only: tuple[str, ...] = option((), "a rung to try; may be repeated: " + ", ".join(RUNGS))
     target: float = option(0.0, "the score that suffices; 0: as good as the best rung, up to chance")
     minutes: float = option(12.0, "time for the search of a prompt and for each training, all in all")
@@ -94,9 +97,10 @@ def run(config: ClimbConfig) -> Climbed:
 
 def _prepare(config: ClimbConfig, folder: Path) -> Work:
     """The three sides as files, the same for every rung: test first, then dev out of what is left."""
-    records = _unlike(read_records(config.data))
+    columns = parse_columns(config.columns)
+    records = _unlike(read_table(config.data, columns).settled(config.skip_bad))
     if config.held_out:
-        train, test = records, _unlike(read_records(config.held_out))
+        train, test = records, _unlike(read_table(config.held_out, columns).settled(config.skip_bad))
     else:
         train, test = split(records, min(0.3, max(0.1, config.test / max(1, len(records)))), config.seed, by="id")
     if len(train) + len(test) < LEAST or len(test) < LEAST // 4:
