@@ -176,7 +176,7 @@ def test_a_long_context_is_read_in_windows(models: dict[str, Path]) -> None:
 
 def test_what_a_model_cannot_learn_is_said_with_what_it_can(models: dict[str, Path], tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "d.jsonl", PAIRS)
-    with pytest.raises(UsageError, match=r"translation records are nothing for a megatron-bert encoder.*class, spans, qa"):
+    with pytest.raises(UsageError, match=r"records are nothing for a megatron-bert encoder.*class, spans, qa"):
         run(FinetuneConfig(data=str(data), model=str(models["encoder"]), out=str(tmp_path / "o")))
     one = write_jsonl(tmp_path / "one.jsonl", [{**r, "label": "big"} for r in CLASSES])
     with pytest.raises(UsageError, match="nothing to tell apart"):

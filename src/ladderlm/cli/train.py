@@ -150,4 +150,3 @@ def train(verb: str, config: Any) -> int:
     else:
         print(result.model)
     return 0
-

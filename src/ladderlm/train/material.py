@@ -143,9 +143,7 @@ def _lengths(examples: Sequence[Any], packing: Packing, budget: int, cut: int) -
     sizes = sorted(e.tokens for e in examples)
     most = sizes[math.ceil(0.95 * len(sizes)) - 1]
     total, batches = sum(sizes), packing.batches_in(1)
-    return Lengths(
-        len(sizes), total, sizes[len(sizes) // 2], most, sizes[-1], batches, total / (batches * budget), cut
-    )
+    return Lengths(len(sizes), total, sizes[len(sizes) // 2], most, sizes[-1], batches, total / (batches * budget), cut)
 
 
 def _notes(records: Sequence[Record], held: Sequence[Record], unmeasured: int) -> list[str]:
