@@ -13,6 +13,7 @@ from stories import write_jsonl
 
 from ladderlm.data.records import make_record
 from ladderlm.errors import FormatError
+from ladderlm.evals import outcome
 from ladderlm.models import open_model
 from ladderlm.models.adapter import LoraConfig
 from ladderlm.nn.decoder import load_decoder
@@ -109,6 +110,9 @@ def test_a_tiny_model_learns_what_is_rewarded(tiny: Path, tmp_path: Path) -> Non
     shown = read_jsonl(open_run(result.run).metrics)
     assert shown[-1]["reward"] > shown[0]["reward"] + 0.15
     assert {"kl", "length", "entropy", "told_apart"} <= shown[-1].keys()
+    told = outcome.load(open_run(result.run))
+    assert [h.metric for h in told.kept] == ["bits per byte of general texts", "accuracy on general knowledge"]
+    assert told.after.samples[0].prompt == ROWS[0]["prompt"]
     assert "kl to the reference" in open_run(result.run).report.read_text()
 
 

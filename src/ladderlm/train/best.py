@@ -12,13 +12,14 @@ from ladderlm import events, store
 from ladderlm.errors import UsageError
 from ladderlm.models.folder import ModelFiles
 from ladderlm.nn.loss import Batch, mean_nats
-from ladderlm.train.aligning import loop_config
+from ladderlm.train.aligning import loop_config, panels
 from ladderlm.train.checks import Checks
 from ladderlm.train.examples import Example, Packing, sorted_batch
 from ladderlm.train.loop import fit
-from ladderlm.train.result import Result, check_finished, conclude, describe_data
+from ladderlm.train.page import Page
+from ladderlm.train.result import Result, check_finished, conclude, describe_data, destination
 from ladderlm.train.rollout import Answer, Roller
-from ladderlm.train.rounds import Setting, compare, measure, page, setting
+from ladderlm.train.rounds import HeldPrompts, Setting, compare, setting
 from ladderlm.train.settings import AlignConfig
 from ladderlm.train.tuning import prepare, save_tuned
 from ladderlm.types import Run
@@ -67,7 +68,8 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     given = setting(config, files)
     decoder, optimiser = prepare(config, files, lora_lr=5e-4, full_lr=2e-5)
     with Roller(decoder, files, config.max_tokens, config.threads) as roller:
-        before = measure(roller, given)
+        held = HeldPrompts(roller, given)
+        told = Page(decoder, files, held, config.seed)
         best = draw(config, run, roller, given)
         if not best:
             raise UsageError("no answer is good enough to learn from", where=config.data,
@@ -84,10 +86,10 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
         loop = loop_config(config, packing.batches_in(config.epochs))
         fitted = fit(decoder, mean_nats, batches, optimiser, run, loop, stage="align")
         check_finished(run, fitted, "align")
-        roller.update()
-        after = measure(roller, given)
-    scores, summary = compare(before, after, given, config.seed)
+        outcome = told.after(decoder, destination(config.out).name)
+    scores, summary = compare(held.seen[0], held.seen[-1], given, config.seed)
+    scores = {**outcome.scores(), **scores}
     scores |= {"prompts": len(given.train), "prompts_kept": len(best)}
     path = save_tuned(config, files, decoder, describe_data(config.data, given.records), run.id, scores)
     title = f"Alignment of {files.name} by the best of {config.samples}"
-    return conclude(run, title, summary, path, fitted, scores, page(run, given, before, after))
+    return conclude(run, title, summary, path, fitted, scores, panels(run), outcome)

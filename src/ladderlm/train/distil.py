@@ -19,15 +19,19 @@ from torch.utils.checkpoint import checkpoint
 
 from ladderlm import events, store
 from ladderlm.errors import UsageError
-from ladderlm.evals.helped import did_it_help
+from ladderlm.evals.helped import Scored
+from ladderlm.evals.outcome import Sample
 from ladderlm.models.folder import ModelFiles
 from ladderlm.models.reference import open_model
 from ladderlm.nn.decoder import Decoder, load_decoder
 from ladderlm.nn.loss import ROWS, Batch, mean_nats, wanted_hidden
+from ladderlm.nn.tuned import without_adapter
 from ladderlm.train.aligning import loop_config, two_sides
 from ladderlm.train.examples import Example, Packing, example_nats, make_all, make_example, per_document, sorted_batch
+from ladderlm.train.held import answered
 from ladderlm.train.loop import fit
-from ladderlm.train.result import Result, bad_rows, check_finished, conclude, describe_data
+from ladderlm.train.page import Page
+from ladderlm.train.result import Result, bad_rows, check_finished, conclude, describe_data, destination
 from ladderlm.train.rollout import Roller, load_prompts
 from ladderlm.train.settings import AlignConfig
 from ladderlm.train.tuning import prepare, room, save_tuned
@@ -73,18 +77,37 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
         metric = "nats a token that the teacher's distribution is away"
     else:
         loss, measure, metric = mean_nats, _text_loss, "loss per token of the teacher's answers"
-    before = measure(decoder, held, config.batch_tokens)
+    side = _Held(metric, measure, held, config.batch_tokens, records["held out"], files)
+    told = Page(decoder, files, side, config.seed, functools.partial(without_adapter, decoder))
     fitted = fit(
         decoder, loss, lambda i: sorted_batch([examples[k] for k in packing(i)]), optimiser, run,
         loop_config(config, packing.batches_in(config.epochs)), stage="align",
     )  # fmt: skip
     check_finished(run, fitted, "align")
-    helped = did_it_help(metric, before, measure(decoder, held, config.batch_tokens), higher_is_better=False,
-                         seed=config.seed)  # fmt: skip
-    scores = {"held_out_before": helped.before.mean, "held_out": helped.after.mean, "helped": helped.to_dict()}
+    outcome = told.after(decoder, destination(config.out).name)
+    helped = outcome.task[0]
+    scores = {"held_out_before": helped.before.mean, "held_out": helped.after.mean, **outcome.scores()}
     path = save_tuned(config, files, decoder, describe_data(config.data, train), run.id, scores)
     title = f"Distillation of {teacher_files.name} into {files.name}"
-    return conclude(run, title, str(helped), path, fitted, scores)
+    return conclude(run, title, outcome.sentence, path, fitted, scores, outcome=outcome)
+
+
+class _Held:
+    """How far the student is from the teacher on each held-out record, for train/page.py."""
+
+    def __init__(
+        self, metric: str, measure: Measure, examples: Sequence[Example], budget: int, records: Sequence[Record],
+        files: ModelFiles,
+    ) -> None:  # fmt: skip
+        self._metric, self._of, self._budget = metric, measure, budget
+        self._examples, self._records, self._files = examples, records, files
+
+    def measure(self, model: Decoder) -> list[Scored]:
+        names = tuple(str(i) for i in range(len(self._examples)))
+        return [Scored(self._metric, names, tuple(self._of(model, self._examples, self._budget)), (), False)]
+
+    def samples(self, model: Decoder) -> list[Sample]:
+        return answered(model, self._files, self._records)
 
 
 def _written(

@@ -19,11 +19,12 @@ from ladderlm.errors import UsageError
 from ladderlm.models.folder import ModelFiles
 from ladderlm.nn.decoder import Decoder
 from ladderlm.nn.loss import Batch, nats
-from ladderlm.train.aligning import loop_config
+from ladderlm.train.aligning import loop_config, panels
 from ladderlm.train.loop import fit
-from ladderlm.train.result import Result, check_finished, conclude, describe_data
+from ladderlm.train.page import Page
+from ladderlm.train.result import Result, check_finished, conclude, describe_data, destination
 from ladderlm.train.rollout import Roller, answers_batch, check, owners
-from ladderlm.train.rounds import Drawn, Reference, Rounds, compare, measure, page, setting
+from ladderlm.train.rounds import Drawn, HeldPrompts, Reference, Rounds, compare, setting
 from ladderlm.train.settings import AlignConfig
 from ladderlm.train.tuning import prepare, save_tuned
 from ladderlm.types import Run
@@ -108,7 +109,8 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
         return found, {**figures, **batch.figures}
 
     with Roller(decoder, files, config.max_tokens, config.threads) as roller:
-        before = measure(roller, given)
+        held = HeldPrompts(roller, given)
+        told = Page(decoder, files, held, config.seed)
         gap = check(decoder, given.held[:4], roller.sample(given.held[:4], 1, config.seed, -1), config.batch_tokens)
         rounds = Rounds(
             config, run, roller, given, config.updates or 1, complete,
@@ -117,11 +119,11 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
         loop = loop_config(config, rounds.steps_in(config.epochs), rounds.accumulate)
         fitted = fit(decoder, loss, rounds, optimiser, run, loop, stage="align")
         check_finished(run, fitted, "align")
-        roller.update()
-        after = measure(roller, given)
-    scores, summary = compare(before, after, given, config.seed)
+        outcome = told.after(decoder, destination(config.out).name)
+    scores, summary = compare(held.seen[0], held.seen[-1], given, config.seed)
+    scores = {**outcome.scores(), **scores}
     scores["engine_gap"] = gap
     path = save_tuned(config, files, decoder, describe_data(config.data, given.records), run.id, scores)
     rounds.forget()
     title = f"Alignment of {files.name} by GRPO"
-    return conclude(run, title, summary, path, fitted, scores, page(run, given, before, after))
+    return conclude(run, title, summary, path, fitted, scores, panels(run), outcome)

@@ -18,13 +18,13 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from ladderlm import store
-from ladderlm.evals.helped import did_it_help
-from ladderlm.evals.report import Report
+from ladderlm.evals.helped import Scored, did_it_help
+from ladderlm.evals.outcome import Sample
 from ladderlm.models.folder import ModelFiles
 from ladderlm.nn.decoder import Decoder, load_decoder
 from ladderlm.nn.loss import nats
 from ladderlm.nn.tuned import without_adapter
-from ladderlm.train.aligning import panels, two_sides
+from ladderlm.train.aligning import two_sides
 from ladderlm.train.checks import Checks, Reward, checkable
 from ladderlm.train.reward import ScoredBy
 from ladderlm.train.rollout import Answer, Order, Prompt, Roller, answers_batch, load_prompts, pieces
@@ -195,7 +195,7 @@ class Rounds(Generic[B]):
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Judged:
     """Greedy answers to the held-out prompts, their rewards, and what the judge says of them."""
 
     texts: list[str]
@@ -204,14 +204,38 @@ class Measured:
     lengths: list[int]
 
 
-def measure(roller: Roller, given: Setting) -> Measured:
-    answers = roller.greedy(given.held)
-    records, texts = [p.record for p in given.held], [a.text for a in answers]
-    judged = given.judge(records, texts) if given.judge is not None else []
-    return Measured(texts, given.reward(records, texts), judged, [len(a.ids) for a in answers])
+class HeldPrompts:
+    """The held-out prompts for train/page.py, answered by the engine; `seen` keeps each time's answers."""
+
+    def __init__(self, roller: Roller, given: Setting) -> None:
+        self._roller, self._given = roller, given
+        self.seen: list[Judged] = []
+
+    def measure(self, model: Decoder) -> list[Scored]:
+        """The judge's score, where there is one, before the reward, which can be hacked."""
+        given = self._given
+        self._roller.update()
+        answers = self._roller.greedy(given.held)
+        records, texts = [p.record for p in given.held], [a.text for a in answers]
+        judged = given.judge(records, texts) if given.judge is not None else []
+        found = Judged(texts, given.reward(records, texts), judged, [len(a.ids) for a in answers])
+        self.seen.append(found)
+        names = tuple(record.id for record in records)
+        scored = [Scored(f"held-out {given.reward.name}", names, tuple(found.rewards))]
+        if given.judge is not None:
+            scored.insert(0, Scored(f"held-out {given.judge.name}, which judges", names, tuple(judged)))
+        return scored
+
+    def samples(self, model: Decoder) -> list[Sample]:
+        last, held = self.seen[-1], self._given.held[:SHOWN]
+        asked = [p.record.fields for p in held]
+        return [
+            Sample(str(fields.get("prompt", "")), str(fields.get("answer", "")), f"{text} [{reward:.3g}]")
+            for fields, text, reward in zip(asked, last.texts, last.rewards, strict=False)
+        ]
 
 
-def compare(before: Measured, after: Measured, given: Setting, seed: int) -> tuple[dict[str, Any], str]:
+def compare(before: Judged, after: Judged, given: Setting, seed: int) -> tuple[dict[str, Any], str]:
     """Whether the held-out score rose: the judge's where there is one, for the reward itself can be hacked."""
     reward = did_it_help(f"held-out {given.reward.name}", before.rewards, after.rewards, seed=seed)
     helped = reward
@@ -234,18 +258,3 @@ def compare(before: Measured, after: Measured, given: Setting, seed: int) -> tup
         if scores["hacked"]:
             summary += " The reward is hacked: it went up while what judges the answers went down."
     return scores, summary
-
-
-def page(run: Run, given: Setting, before: Measured, after: Measured) -> Callable[[Report], None]:
-    """Fills the report: samples side by side, and the curves."""
-
-    def fill(report: Report) -> None:
-        rows = [
-            (p.record.fields.get("prompt", ""), f"{a}\n[{r:.3g}]", f"{b}\n[{s:.3g}]")
-            for p, a, r, b, s in zip(given.held, before.texts, before.rewards, after.texts, after.rewards, strict=True)
-        ]
-        report.section("Answers to held-out prompts, with their rewards")
-        report.samples(("prompt", "before", "after"), rows[:SHOWN])
-        panels(run)(report)
-
-    return fill
