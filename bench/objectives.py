@@ -28,7 +28,7 @@ CORPUS = Path(os.environ.get("LADDERLM_DATA", "../shared/data")) / "corpus" / "b
 EVERY, PIECE = 8, 24_000  # every eighth book is kept apart, and so many characters of it are measured on
 MOST = 3_000_000  # parameters
 SHAPE: dict[str, Any] = {
-    "dim": 192, "heads": 6, "layers": 4, "vocab_size": 3000, "seq_len": 128, "batch_tokens": 4096, "warmup": 50,
+    "dim": 192, "heads": 6, "layers": 4, "vocab_size": 3000, "seq_len": 64, "batch_tokens": 4096, "warmup": 50,
 }  # fmt: skip
 SHORT: dict[str, Any] = {"dim": 96, "heads": 2, "layers": 2, "vocab_size": 1000, "batch_tokens": 2048}
 TEXTS, GUESSES, WRITTEN = 8, 5, 16  # texts that transformers is asked about, guesses of a mask, tokens of spans

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ladderlm.nn.neighbours import OFFSETS, look_around
+from ladderlm.nn.neighbours import OFFSETS, look_across, look_around
 from ladderlm.train.masked import Encoder, Masked, MaskedPairs
 from ladderlm.train.settings import PretrainConfig
 
@@ -40,3 +40,26 @@ def test_it_is_a_start_and_no_more() -> None:
     assert torch.equal(later[0], encoder.model.layers[1].self_attn.q_proj.weight)
     assert torch.equal(later[1], encoder.model.embed_tokens.weight)
     assert encoder.model.embed_positions.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_like_finds_like_and_the_first_token_looks_at_either_text() -> None:
+    config = PretrainConfig(data="x", dim=192, heads=6, layers=4, vocab_size=300, seq_len=64)
+    tokenizer = Masked.make_tokenizer(["the cat sat on the mat"] * 20, config)
+    encoder = look_across(look_around(Encoder(MaskedPairs.architecture(config, tokenizer)).initialise(0)), 2, 0)
+    body, places_T = encoder.model, torch.arange(64)
+    ids_T = torch.cat([torch.tensor([2]), torch.arange(7, 20).repeat(5)[:63]])  # every token again, thirteen on
+    types_T = (places_T > 31).long()
+    with torch.no_grad():
+        x_TD = body.place(body.embed_tokens(ids_T), places_T, types_T)
+        turns = next(iter(body.each(places_T, 64)))
+
+        def shares(layer: int) -> torch.Tensor:
+            q, k, _ = body.layers[layer].self_attn.project(body.layers[layer].input_layernorm(x_TD), turns)
+            return (torch.einsum("thk,shk->hts", q, k) * encoder.arch.scale).softmax(-1)
+
+        others_TT = places_T[:, None] != places_T
+        same_TT = (ids_T[:, None] == ids_T) & others_TT
+        among_HTT = shares(1) * others_TT
+        assert ((among_HTT * same_TT).sum(-1) / among_HTT.sum(-1))[:, 1:].mean() > 5 * same_TT[1:].float().mean()
+        for head in range(3):  # the first token looks at one text or the other
+            assert shares(2)[head, 0, types_T == head % 2].sum() > 0.75

@@ -16,7 +16,7 @@ from ladderlm.models.arch import Architecture
 from ladderlm.models.families import bert
 from ladderlm.models.folder import ModelFiles
 from ladderlm.nn.encoder import Encoder, load_encoder
-from ladderlm.nn.neighbours import look_around
+from ladderlm.nn.neighbours import look_across, look_around
 from ladderlm.text.tokenizer import Tokenizer
 from ladderlm.train.corpus import Tokens
 from ladderlm.train.objective import (
@@ -93,7 +93,8 @@ class Masked:
         return bert.with_head(Architecture(**shape), "pretraining" if cls.pairs else "mlm")
 
     def build(self, arch: Architecture) -> Encoder:
-        return look_around(Encoder(arch).initialise(self.config.seed))
+        encoder = look_around(Encoder(arch).initialise(self.config.seed))
+        return look_across(encoder, self.head, self.config.seed) if self.pairs else encoder
 
     def load(self, files: ModelFiles) -> Encoder:
         wanted = "pretraining" if self.pairs else "mlm"
