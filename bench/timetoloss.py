@@ -185,7 +185,9 @@ def without(size: str, seconds: float, scratch: Path) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def measure(minute: bool, size: str = "small", seconds: float = 300.0, least: float = 2.5) -> dict[str, Any]:
+def measure(
+    minute: bool, size: str = "small", seconds: float = 300.0, least: float = 2.5, seeds: Sequence[int] = SEEDS
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as fresh:
         scratch = Path(fresh if minute else os.environ.get("LADDERLM_BENCH_SCRATCH", fresh)) / "timetoloss"
         if not (scratch / "train.npy").exists():
@@ -193,9 +195,11 @@ def measure(minute: bool, size: str = "small", seconds: float = 300.0, least: fl
         if minute:
             found = compare("tiny", 6.0, (0,), scratch, 1.0)
             return {k: v for k, v in found.items() if k != "bars"}
-        found = compare(size, seconds, SEEDS, scratch, least)
+        found = compare(size, seconds, seeds, scratch, least)
+        if size != "small":
+            return found
         plain = {"size": size, "folder": str(scratch), "micro_tokens": 4096, "points": 10, "seed": 0}
         (row,) = run_all([{"who": "lstm", **plain, **found["peer"], "seconds": seconds}], scratch)
         found["curves"]["lstm"] = row["points"]
         found["lstm_bits_per_byte"] = row["bits_per_byte"]
-        return {**found, "without": without(size, seconds / 3, scratch)} if size == "small" else found
+        return {**found, "without": without(size, seconds / 3, scratch)}
