@@ -126,9 +126,9 @@ class Body(Stack):
         """hidden_TD. `lengths` of the documents in `ids_T` sum to T."""
         if self.soft is not None and not self.soft.off:
             return self.soft(self, ids_T, lengths)
-        positions_T = starts_over(lengths).to(ids_T.device)
+        longest, positions_T = self.fits(max(lengths)), starts_over(lengths).to(ids_T.device)
         x_TD = self.place(self.embed_tokens(ids_T), positions_T, types_T)
-        for layer, turns in zip(self.layers, self.each(positions_T, self.fits(max(lengths))), strict=True):
+        for layer, turns in zip(self.layers, self.each(positions_T, longest), strict=True):
             x_TD = self.through(layer, x_TD, turns, lengths)
         return self.finish(x_TD)
 

@@ -34,8 +34,9 @@ from ladderlm.types import Record
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # Shares of a text's tokens that are masked to learn and to measure: more teach more at a time (Wettig et al. 2023,
-# arXiv 2202.08005). Of these 80 % become [MASK], 10 % any token, and 10 % stay.
-MASKED, MEASURED = 0.3, 0.15
+# arXiv 2202.08005), but hide what tells that two texts belong together. Of these 80 % become [MASK], 10 % any token, and
+# 10 % stay.
+MASKED, MASKED_OF_PAIRS, MEASURED = 0.3, 0.15, 0.15
 SAMPLES = 3
 
 
@@ -101,7 +102,8 @@ class Masked:
         return load_encoder(files, head="" if files.arch.head == wanted else wanted, seed=self.config.seed)
 
     def batches(self, tokens: Tokens) -> Callable[[int], MaskedBatch]:
-        return self._batches(tokens, self.config.micro_batch, self.config.seed, MASKED)
+        share = MASKED_OF_PAIRS if self.pairs else MASKED
+        return self._batches(tokens, self.config.micro_batch, self.config.seed, share)
 
     def _batches(self, tokens: Tokens, count: int, seed: int, share: float) -> Callable[[int], MaskedBatch]:
         marks = 3 if self.pairs else 2
