@@ -34,8 +34,8 @@ from ladderlm.types import Record
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # Shares of a text's tokens that are masked to learn and to measure: more teach more at a time (Wettig et al. 2023,
-# arXiv 2202.08005), but hide what tells that two texts belong together. Of these 80 % become [MASK], 10 % any token, and
-# 10 % stay.
+# arXiv 2202.08005), but hide what tells that two texts belong together. Of these 80 % become [MASK], 10 % any
+# token, and 10 % stay.
 MASKED, MASKED_OF_PAIRS, MEASURED = 0.3, 0.15, 0.15
 SAMPLES = 3
 
