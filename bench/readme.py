@@ -125,9 +125,10 @@ def building(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
         rows.append(("byte-level BPE, the same ids", line, "tokenizer"))
     for name in ("timetoloss", "timetoloss_large"):
         if t := found.get(name):
-            low, *_, high = sorted(t["speedups"]) if len(t["speedups"]) > 1 else t["speedups"] * 2
+            runs = sorted(t["speedups"])
             size, minutes = t["parameters"]["ours"] / 1e6, t["budget_cpu_seconds"] / 60
-            line = f"{t['speedup']:.1f} x as fast [{low:.1f}, {high:.1f}] over {len(t['speedups'])} seeds"
+            spread = f"[{runs[0]:.1f}, {runs[-1]:.1f}] over {len(runs)} seeds" if len(runs) > 1 else "(one seed)"
+            line = f"{t['speedup']:.1f} x as fast {spread}"
             rows.append((f"to nanoGPT's loss after {minutes:.0f} min of a core, {size:.1f} M weights", line, name))
     if t := found.get("trainspeed"):
         speeds = {size: rows["ours"]["over_trainer"] for size, rows in t["sizes"].items()}
