@@ -1,7 +1,7 @@
 """A start for encoders from which masked tokens and pairs of texts are learnt: heads that look where it pays.
 
 A masked token says nothing of itself, so that nothing is learnt until some head finds the neighbours by their
-positions alone, which from random weights takes thousands of steps. Here positions begin as waves, and the queries of
+positions alone, which from random weights takes long. Here positions begin as waves, and the queries of
 each head as its keys turned by a whole number of positions: the score is highest where the key stands that far away.
 Weights that begin with the structure that training ends in are Trockman and Kolter's (2023, arXiv 2305.09828).
 
