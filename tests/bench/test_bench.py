@@ -43,24 +43,7 @@ def test_a_minute_of_pii(shared_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dpo", "grpo", "ppo"])
-def test_a_minute_of_alignment(
-    name: str, shared_data: Path, tmp_path: Path, default_model: str, workspace: Path
-) -> None:
-    cache = workspace / "cache" / "models"
-    cache.mkdir(parents=True)
-    (cache / "smollm2-135m-instruct.gguf").symlink_to(default_model)
-    out = tmp_path / "result.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", name, "--minute", "--out", str(out)],
-        cwd=ROOT, capture_output=True, text=True, check=False, env=dict(os.environ),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads(out.read_text())["name"] == name
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["climb", "shuffled", "tasks"])
+@pytest.mark.parametrize("name", ["dpo", "grpo", "ppo", "climb", "shuffled", "tasks"])
 def test_a_minute_of_tuning(name: str, shared_data: Path, tmp_path: Path, default_model: str, workspace: Path) -> None:
     test_a_minute_of(name, tmp_path, default_model, workspace)
 

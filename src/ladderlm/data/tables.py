@@ -54,14 +54,20 @@ class Table:
 
     def settled(self, skip_bad: bool) -> list[Record]:
         """The records; rows that are none are an error that names the first of them, or told and left out."""
-        if self.bad:
-            shown = "; ".join(f"{b.file}:{b.line}: {b.reason}" for b in self.bad[:SHOWN])
-            shown += f"; and {len(self.bad) - SHOWN} more" if len(self.bad) > SHOWN else ""
-            if not skip_bad:
-                cure = "mend them, name a table's columns by --columns, or --skip-bad"
-                raise FormatError(f"{len(self.bad)} bad rows: {shown}", cure=cure)
-            events.emit("data", f"left out {len(self.bad)} bad rows: {shown}")
+        settle(self.bad, skip_bad)
         return self.records
+
+
+def settle(bad: Sequence[Bad], skip_bad: bool) -> None:
+    """Bad rows are an error that names the first of them (FormatError), or with `skip_bad` told."""
+    if not bad:
+        return
+    shown = "; ".join(f"{b.file}:{b.line}: {b.reason}" for b in bad[:SHOWN])
+    shown += f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    if not skip_bad:
+        cure = "mend them, name a table's columns by --columns, or leave them out with --skip-bad"
+        raise FormatError(f"{len(bad)} bad rows: {shown}", cure=cure)
+    events.emit("data", f"left out {len(bad)} bad rows: {shown}", data={"skipped": len(bad)})
 
 
 def parse_columns(settings: Sequence[str]) -> dict[str, str]:

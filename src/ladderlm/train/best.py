@@ -87,8 +87,7 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
         fitted = fit(decoder, mean_nats, batches, optimiser, run, loop, stage="align")
         check_finished(run, fitted, "align")
         outcome = told.after(decoder, destination(config.out).name)
-    scores, summary = compare(held.seen[0], held.seen[-1], given, config.seed)
-    scores = {**outcome.scores(), **scores}
+    scores, summary = compare(held, outcome, given, config.seed)
     scores |= {"prompts": len(given.train), "prompts_kept": len(best)}
     path = save_tuned(config, files, decoder, describe_data(config.data, given.records), run.id, scores)
     title = f"Alignment of {files.name} by the best of {config.samples}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from ladderlm import events, store
 from ladderlm.data.records import plan_split
-from ladderlm.data.tables import Bad, Row, parse_columns, read_table, repeated
+from ladderlm.data.tables import Bad, Row, parse_columns, read_table, repeated, settle
 from ladderlm.errors import FormatError, LadderError, UsageError
 from ladderlm.evals.report import Report
 from ladderlm.models.folder import ModelFiles
@@ -63,18 +63,10 @@ class Material:
 
     def settle_bad(self, run: Run | None, skip_bad: bool) -> None:
         """Bad rows are an error that names them, or with `skip_bad` told, and written to the run. FormatError."""
-        if not self.bad:
-            return
-        shown = "; ".join(f"{b.file}:{b.line}: {b.reason}" for b in self.bad[:SHOWN])
-        more = f"; and {len(self.bad) - SHOWN} more" if len(self.bad) > SHOWN else ""
-        if not skip_bad:
-            cure = "mend them, or leave them out with --skip-bad"
-            raise FormatError(f"{len(self.bad)} bad rows: {shown}{more}", cure=cure)
-        if run:
+        settle(self.bad, skip_bad)
+        if run and self.bad:
             with store.atomic_file(run.path / "bad_rows.jsonl") as file:
                 file.writelines(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in self.bad)
-        message = f"left out {len(self.bad)} bad rows: {shown}{more}"
-        events.emit("data", message, data={"skipped": len(self.bad)})
 
     def report(self, report: Report) -> None:
         """The section of a report that tells of the data."""

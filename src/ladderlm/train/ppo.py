@@ -177,8 +177,7 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
         fitted = fit(model, loss, rounds, optimiser, run, loop, stage="align")
         check_finished(run, fitted, "align")
         outcome = told.after(decoder, destination(config.out).name)
-    scores, summary = compare(held.seen[0], held.seen[-1], given, config.seed)
-    scores = {**outcome.scores(), **scores}
+    scores, summary = compare(held, outcome, given, config.seed)
     scores["engine_gap"] = gap
     path = save_tuned(config, files, decoder, describe_data(config.data, given.records), run.id, scores)
     rounds.forget()

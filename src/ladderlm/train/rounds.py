@@ -19,7 +19,7 @@ import torch
 
 from ladderlm import store
 from ladderlm.evals.helped import Scored, did_it_help
-from ladderlm.evals.outcome import Sample
+from ladderlm.evals.outcome import Outcome, Sample
 from ladderlm.models.folder import ModelFiles
 from ladderlm.nn.decoder import Decoder, load_decoder
 from ladderlm.nn.loss import nats
@@ -235,14 +235,16 @@ class HeldPrompts:
         ]
 
 
-def compare(before: Judged, after: Judged, given: Setting, seed: int) -> tuple[dict[str, Any], str]:
+def compare(held: HeldPrompts, outcome: Outcome, given: Setting, seed: int) -> tuple[dict[str, Any], str]:
     """Whether the held-out score rose: the judge's where there is one, for the reward itself can be hacked."""
+    before, after = held.seen[0], held.seen[-1]
     reward = did_it_help(f"held-out {given.reward.name}", before.rewards, after.rewards, seed=seed)
     helped = reward
     if given.judge is not None:
         helped = did_it_help(f"held-out {given.judge.name}, which judges", before.judged, after.judged, seed=seed)
     lengths = [sum(side.lengths) / len(side.lengths) for side in (before, after)]
     scores: dict[str, Any] = {
+        **outcome.scores(),
         "reward_before": reward.before.mean,
         "reward": reward.after.mean,
         "answer_tokens_before": lengths[0],
