@@ -136,7 +136,7 @@ def test_the_public_door_is_sorted_and_resolves() -> None:
 def test_the_core_starts_without_heavy_imports() -> None:
     code = (
         "import sys, ladderlm.cli.main as m; m.main(['--help']); m.main(['models', 'list']); "
-        "heavy = {'torch', 'numba', 'starlette', 'transformers', 'sklearn'} & set(sys.modules); "
+        "heavy = {'torch', 'numba', 'fastapi', 'transformers', 'sklearn'} & set(sys.modules); "
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -191,6 +191,15 @@ def test_other_refusals(stage: Stage) -> None:
     assert (broken.status_code, broken.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"\xff", b'{"messages": NaN}', b"[" * 100_000, b'"text"', b'{"a":' * 100_000]
+)
+def test_a_body_that_is_no_object(stage: Stage, data: bytes) -> None:
+    for headers in ({}, {"content-type": "application/json"}):
+        answer = httpx.post(f"{stage.url}/v1/chat/completions", content=data[:19_000], headers=headers)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_stops_the_generation(stage: Stage, stream: bool) -> None:
     stage.endless.ended.clear()

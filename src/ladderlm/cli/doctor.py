@@ -16,7 +16,7 @@ from ladderlm.cli.models import size
 from ladderlm.config import option
 from ladderlm.talk.device import gpu_there
 
-EXTRAS = {"hub": ["huggingface-hub"], "serve": ["starlette", "uvicorn"], "train": ["torch"],
+EXTRAS = {"hub": ["huggingface-hub"], "serve": ["fastapi", "uvicorn"], "train": ["torch"],
           "eval": ["sacrebleu", "rouge-score", "scikit-learn"]}  # fmt: skip
 CORE = ["numpy", "numba", "tokenizers", "safetensors", "jinja2", "httpx", "rich", "llguidance"]
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from starlette.exceptions import HTTPException
+
 from ladderlm.errors import AuthError, LadderError
 from ladderlm.serve.answers import error_body
 
@@ -36,11 +38,14 @@ class Door:
     """ASGI middleware.
 
     `hosts`: the names this server answers to; a page elsewhere that rebinds its own name to this address is refused.
-    None answers to any name. `key` guards everything under /v1. A page of another origin is always refused.
+    None answers to any name. `key` guards everything under /v1. A page of another origin is always refused. A body of
+    more than `body_limit` bytes is too.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Iterable[str] | None = None, key: str | None = None) -> None:
-        self._app = app
+    def __init__(
+        self, app: ASGIApp, *, hosts: Iterable[str] | None = None, key: str | None = None, body_limit: int = 4 * 2**20
+    ) -> None:
+        self._app, self._body_limit = app, body_limit
         self._hosts = None if hosts is None else frozenset(hosts)
         self._key = key.encode() if key else None
 
@@ -59,7 +64,20 @@ class Door:
         if refused is not None:
             await _refuse(answer, *refused)
         else:
-            await self._app(scope, receive, answer)
+            await self._app(scope, self._counted(receive), answer)
+
+    def _counted(self, receive: Receive) -> Receive:
+        read = 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self._body_limit:
+                raise HTTPException(413, f"the body is larger than {self._body_limit} bytes")
+            return message
+
+        return counted
 
     def _refused(self, path: str, headers: dict[str, str]) -> tuple[int, LadderError] | None:
         host = headers.get("host", "")

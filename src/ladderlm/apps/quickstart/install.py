@@ -15,11 +15,11 @@ from ladderlm.errors import MissingExtra, NetworkError
 
 # What each extra costs, so that nothing is downloaded unannounced.
 SIZES = {
-    "serve": "starlette, uvicorn (BSD-3-Clause): about 1 MB",
+    "serve": "fastapi (MIT), uvicorn (BSD-3-Clause) and pydantic (MIT): about 9 MB",
     "train": "torch (BSD-3-Clause): about 0.2 GB as a CPU build; an index that serves CUDA builds sends several GB",
     "eval": "scikit-learn, scipy, sacrebleu, rouge-score (BSD, Apache-2.0): about 0.1 GB",
 }
-MODULES = {"serve": ["starlette", "uvicorn"], "train": ["torch"], "eval": ["sklearn", "sacrebleu", "rouge_score"]}
+MODULES = {"serve": ["fastapi", "uvicorn"], "train": ["torch"], "eval": ["sklearn", "sacrebleu", "rouge_score"]}
 
 
 def requirements(extra: str) -> list[str]:

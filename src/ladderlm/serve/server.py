@@ -1,0 +1,142 @@
+"""What the routes share: the server they belong to, and how a handler reaches it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from fastapi import Depends, Request, Response
+
+from ladderlm.errors import Cancelled, LadderError, UsageError
+from ladderlm.serve import answers
+from ladderlm.serve.bridge import Bridge, Start
+from ladderlm.serve.models import Models
+from ladderlm.types import Chat, Completion, Delta
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+T = TypeVar("T")
+Object = dict[str, Any]
+Events = AsyncGenerator[list[Object], None]
+Batches = AsyncGenerator[tuple[int, list[Delta]], None]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Server:
+    """The models on offer and what runs them. `timeout`, in seconds, ends a generation."""
+
+    models: Models
+    bridge: Bridge
+    timeout: float
+
+    async def whole(self, request: Request, starts: Sequence[Start], rank: int = 0) -> dict[int, Completion]:
+        """Every stream folded; all of them end when the client goes away."""
+
+        async def gather() -> dict[int, Completion]:
+            deltas: defaultdict[int, list[Delta]] = defaultdict(list)
+            async with contextlib.aclosing(self.bridge.merge(starts, rank)) as batches:
+                async for number, batch in batches:
+                    deltas[number] += batch
+            return defaultdict(Completion, {number: Completion.fold(found) for number, found in deltas.items()})
+
+        with self.bridge.admitted():
+            return await _unless_gone(request.receive, gather())
+
+    async def stream(self, request: Request, events: Events) -> Response:
+        """The events as they come. An error before the first one still sets the status."""
+        admitted = self.bridge.admitted()
+        admitted.__enter__()
+        try:
+            first = await _unless_gone(request.receive, events.asend(None))
+        except BaseException:
+            admitted.__exit__(None, None, None)
+            await events.aclose()
+            raise
+        return _EventStream(first, events, lambda: admitted.__exit__(None, None, None))
+
+    async def call(self, work: Callable[[], T]) -> T:
+        """The result of blocking `work`, counted as one request."""
+        with self.bridge.admitted():
+            return await self.bridge.call(work)
+
+
+def _server(request: Request) -> Server:
+    return request.app.state.server
+
+
+Here = Annotated[Server, Depends(_server)]
+
+
+def ability(chat: Chat, verb: str, name: str) -> Callable[..., Any]:
+    """`complete` and `next` need a model that reads raw text; not every Chat does."""
+    method: Callable[..., Any] | None = getattr(chat, verb, None)
+    if method is None:
+        raise UsageError(f"{name!r} only chats", where="model", cure="use /v1/chat/completions")
+    return method
+
+
+class _EventStream(Response):
+    """A server-sent event stream that stops its source when the client goes away."""
+
+    def __init__(self, first: list[Object], events: Events, done: Callable[[], Any]) -> None:
+        super().__init__(media_type="text/event-stream")
+        self._first, self._events, self._done = first, events, done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            with contextlib.suppress(Cancelled):
+                await _unless_gone(receive, self._write(send))
+        finally:
+            await self._events.aclose()
+            self._done()
+
+    async def _write(self, send: Send) -> None:
+        try:
+            await _send_events(send, self._first)
+            async for batch in self._events:
+                await _send_events(send, batch)
+            last = b"data: [DONE]\n\n"
+        except Exception as error:  # the status is out: the error travels as an event
+            if not isinstance(error, LadderError):
+                _log.exception("a stream failed")
+            last = _event(answers.error_body(error))
+        await send({"type": "http.response.body", "body": last})
+
+
+async def _send_events(send: Send, batch: list[Object]) -> None:
+    if batch:
+        await send({"type": "http.response.body", "body": b"".join(map(_event, batch)), "more_body": True})
+
+
+def _event(body: Object) -> bytes:
+    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`; Cancelled, and `work` stopped, when the client disconnects first."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.create_task(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Cancelled("the client went away")
+        return task.result()
+    finally:
+        task.cancel()
+        watch.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)

@@ -1,0 +1,63 @@
+"""What every request's JSON obeys.
+
+Strict: no "5" for 5 and no 1 for true; but 5.0 is the whole number 5, as JSON has it. null means absent, and fields
+that are not ours are ignored. What a model here accepts, its schema in /openapi.json accepts, and the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from ladderlm.errors import UsageError
+
+Object = dict[str, Any]
+
+
+class Wire(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
+
+
+class ErrorDetail(Wire):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(Wire):
+    """Every refusal."""
+
+    error: ErrorDetail
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Id = Annotated[Whole, Field(ge=0, le=2**31 - 1)]  # of a token
+
+
+def complaint(errors: Sequence[Any], body: Any) -> UsageError:
+    """What is wrong with `body`, by the errors of its validation. Of a union's members each complains: first counts one
+    that found the right type and a wrong value, then the one that saw deepest."""
+    found = [(not error["type"].endswith("_type"), _field(error, body), error) for error in errors]
+    _, where, error = max(found, key=lambda f: (f[0], len(f[1])))
+    if "discriminator" in error.get("ctx", {}):
+        where = f"{where}.{error['ctx']['discriminator'].strip(chr(39))}".lstrip(".")
+    return UsageError(error["msg"], where=where or None)
+
+
+def _field(error: Any, body: Any) -> str:
+    """The field, "messages[0].content": its place without what is not in `body`, the names of a union's members."""
+    found, here = "", body
+    missing = error["loc"][-1:] if error["type"] == "missing" else ()
+    for part in error["loc"]:
+        if isinstance(part, int) and isinstance(here, list) and part < len(here):
+            found, here = f"{found}[{part}]", here[part]
+        elif isinstance(part, str) and isinstance(here, dict) and (part in here or (part,) == missing):
+            found, here = f"{found}.{part}" if found else part, here.get(part)
+    return found
