@@ -22,14 +22,47 @@ from ladderlm.types import Run
 # mkstemp makes private files; what is finished gets the usual permissions. Reading the mask means setting it.
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
-SCHEMA_VERSION = 1
 CACHE_BYTES = 64 * 10**9  # of packed weights, where the disk is large enough
 _SCHEMA = (
     """
     CREATE TABLE conversations (id INTEGER PRIMARY KEY, created REAL, model TEXT, conversation TEXT, sampling TEXT);
     CREATE TABLE templates (name TEXT PRIMARY KEY, body TEXT NOT NULL, system TEXT, created REAL);
     """,
+    # Who calls the server, what was asked of it, and the work it does in the background.
+    """
+    CREATE TABLE users (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, role TEXT NOT NULL, created REAL NOT NULL,
+        disabled REAL);
+    INSERT INTO users VALUES ('user-local', 'local', 'admin', 0, NULL);
+    CREATE TABLE keys (id TEXT PRIMARY KEY, user TEXT NOT NULL, name TEXT NOT NULL, hash BLOB NOT NULL,
+        scopes TEXT NOT NULL, limits TEXT NOT NULL, created REAL NOT NULL, expires REAL, revoked REAL, used REAL);
+    CREATE INDEX keys_of_user ON keys (user);
+    CREATE TABLE requests (id INTEGER PRIMARY KEY, time REAL NOT NULL, request TEXT NOT NULL, user TEXT NOT NULL,
+        key TEXT NOT NULL, route TEXT NOT NULL, model TEXT NOT NULL, status INTEGER NOT NULL,
+        prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,
+        first_ms REAL, total_ms REAL NOT NULL, cost REAL, finish_reason TEXT, asked TEXT, answered TEXT);
+    CREATE INDEX requests_by_time ON requests (time);
+    CREATE INDEX requests_of_user ON requests (user, time);
+    CREATE TABLE usage (day TEXT, user TEXT, key TEXT, model TEXT, requests INTEGER NOT NULL,
+        prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,
+        cost REAL NOT NULL, PRIMARY KEY (day, user, key, model));
+    CREATE INDEX usage_of_key ON usage (key, day);
+    CREATE TABLE audit (id INTEGER PRIMARY KEY, time REAL NOT NULL, user TEXT NOT NULL, key TEXT NOT NULL,
+        act TEXT NOT NULL, object TEXT NOT NULL, detail TEXT NOT NULL);
+    CREATE TABLE files (id TEXT PRIMARY KEY, user TEXT NOT NULL, filename TEXT NOT NULL, purpose TEXT NOT NULL,
+        bytes INTEGER NOT NULL, sha256 TEXT NOT NULL, created REAL NOT NULL, expires REAL);
+    CREATE INDEX files_of_content ON files (sha256);
+    CREATE TABLE batches (id TEXT PRIMARY KEY, user TEXT NOT NULL, key TEXT NOT NULL, created REAL NOT NULL,
+        status TEXT NOT NULL, state TEXT NOT NULL);
+    CREATE TABLE batch_answers (batch TEXT NOT NULL, line INTEGER NOT NULL, ok INTEGER NOT NULL, answer TEXT NOT NULL,
+        PRIMARY KEY (batch, line));
+    CREATE TABLE jobs (id TEXT PRIMARY KEY, user TEXT NOT NULL, key TEXT NOT NULL, created REAL NOT NULL,
+        status TEXT NOT NULL, state TEXT NOT NULL);
+    CREATE TABLE job_events (id INTEGER PRIMARY KEY, job TEXT NOT NULL, time REAL NOT NULL, level TEXT NOT NULL,
+        type TEXT NOT NULL, message TEXT NOT NULL, data TEXT NOT NULL);
+    CREATE INDEX events_of_job ON job_events (job, id);
+    """,
 )
+SCHEMA_VERSION = len(_SCHEMA)
 
 
 def home() -> Path:
@@ -87,7 +120,7 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
                 os.fsync(f.fileno())
             Path(name).chmod(0o666 & ~_UMASK)
             os.replace(name, path)
-            _sync(path.parent)
+            sync_dir(path.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(name)
@@ -112,8 +145,8 @@ def atomic_dir(path: Path, *, replace: bool = False) -> Iterator[Path]:
                     with file.open("rb") as f:
                         os.fsync(f.fileno())
                 else:
-                    _sync(file)
-            _sync(temporary)
+                    sync_dir(file)
+            sync_dir(temporary)
             temporary.chmod(0o777 & ~_UMASK)
             if path.exists():
                 old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
@@ -122,13 +155,13 @@ def atomic_dir(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 os.rename(temporary, path)
-            _sync(path.parent)
+            sync_dir(path.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
 
 
-def _sync(folder: Path) -> None:
+def sync_dir(folder: Path) -> None:
     """Brings the names in a folder to the disk, so that a rename survives a power cut; not every system can."""
     with contextlib.suppress(OSError):
         fd = os.open(folder, os.O_RDONLY)
@@ -147,7 +180,7 @@ def lock(path: Path, timeout: float = 600.0) -> Iterator[None]:
         fd = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         until = time.monotonic() + timeout
-        while not _try_lock(fd):
+        while not try_lock(fd):
             if time.monotonic() > until:
                 raise StorageError("another process holds the lock", where=str(file), cure="wait for it or end it")
             time.sleep(0.05)
@@ -202,7 +235,8 @@ def folder_bytes(folder: Path) -> int:
     return total
 
 
-def _try_lock(fd: int) -> bool:
+def try_lock(fd: int) -> bool:
+    """Locks an open file for this process and those that inherit it; false where another holds it."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -294,13 +328,16 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 # --- The database -------------------------------------------------------------------------------------------------
 
 
-def database() -> sqlite3.Connection:
-    """The workspace's database, migrated. A newer schema is refused; before a migration the file is backed up."""
+def database(*, shared: bool = False) -> sqlite3.Connection:
+    """The workspace's database, migrated. A newer schema is refused; before a migration the file is backed up.
+
+    `shared`: threads may hand the connection to one another.
+    """
     path = home() / "ladderlm.sqlite"
     make_dir(path.parent)
     with storage_errors(path):
         try:
-            db = sqlite3.connect(path, timeout=30)
+            db = sqlite3.connect(path, timeout=30, check_same_thread=not shared)
             db.execute("PRAGMA journal_mode=WAL")
             version = db.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.OperationalError as error:
@@ -315,9 +352,29 @@ def database() -> sqlite3.Connection:
     return db
 
 
+@contextlib.contextmanager
+def transaction() -> Iterator[sqlite3.Connection]:
+    """A connection of its own, whose rows have names; what the block does is on the disk when it ends, or undone."""
+    with contextlib.closing(database()) as db:
+        db.row_factory = sqlite3.Row
+        db.execute("BEGIN IMMEDIATE")
+        with db:
+            yield db
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[sqlite3.Connection]:
+    """A connection of its own to look things up, whose rows have names. It never waits for those who write."""
+    with contextlib.closing(database()) as db:
+        db.row_factory = sqlite3.Row
+        yield db
+
+
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
     version = db.execute("PRAGMA user_version").fetchone()[0]  # again: another process may have been first
     if 0 < version < SCHEMA_VERSION:
-        shutil.copy2(path, path.with_suffix(f".v{version}.sqlite"))
+        # not a copy of the file: what was written last may still lie in the log beside it
+        with contextlib.closing(sqlite3.connect(path.with_suffix(f".v{version}.sqlite"))) as kept:
+            db.backup(kept)
     for number, script in enumerate(_SCHEMA[version:], version + 1):
         db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={number}; COMMIT;")

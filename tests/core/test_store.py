@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import errno
+import sqlite3
 import subprocess
 import sys
 import time
@@ -97,6 +99,32 @@ def test_the_database_migrates_and_refuses_a_newer_one(workspace) -> None:
     db.close()
     with pytest.raises(FormatError, match="newer"):
         store.database()
+
+
+def test_a_database_of_the_first_schema_keeps_what_it_holds(workspace) -> None:
+    path = workspace / "ladderlm.sqlite"
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.executescript(store._SCHEMA[0] + "PRAGMA user_version=1;")
+    db.execute("INSERT INTO templates VALUES ('a', 'b', NULL, 0)")
+    db.commit()  # and left open: the row is in the log beside the file
+    with store.reading() as new:
+        assert new.execute("SELECT body FROM templates").fetchone()["body"] == "b"
+        assert new.execute("SELECT name, role FROM users").fetchall()[0]["role"] == "admin"
+        assert new.execute("PRAGMA user_version").fetchone()[0] == store.SCHEMA_VERSION
+        assert new.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    with contextlib.closing(sqlite3.connect(workspace / "ladderlm.v1.sqlite")) as kept:
+        assert kept.execute("SELECT body FROM templates").fetchall() == [("b",)]
+        assert kept.execute("PRAGMA user_version").fetchone()[0] == 1
+    db.close()
+
+
+def test_a_transaction_that_fails_leaves_nothing(workspace) -> None:
+    with pytest.raises(ZeroDivisionError), store.transaction() as db:
+        db.execute("INSERT INTO templates VALUES ('a', 'b', NULL, 0)")
+        raise ZeroDivisionError
+    with store.reading() as db:
+        assert db.execute("SELECT * FROM templates").fetchall() == []
 
 
 def test_a_file_that_is_no_database_is_named(workspace) -> None:

@@ -206,7 +206,7 @@ def conversation(record: Record, *, answer: bool = True) -> Conversation:
             name = "chosen" if record.kind == "preference" else "completion"
             turns.append({"role": "assistant", "content": record[name]})
     elif record.kind in ("answer", "checked") and not answer:
-        turns = [{"role": "user", "content": record["prompt"]}]
+        turns = list(record.fields.get("messages") or [{"role": "user", "content": record["prompt"]}])
     else:
         raise FormatError(f"a {record.kind} record is not a conversation", where=f"record {record.id}")
     tools = tuple(_tool(t) for t in record.fields.get("tools", ()))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +20,29 @@ from starlette.types import Scope
 from ladderlm import __version__
 from ladderlm.errors import LadderError, UsageError, outcome
 from ladderlm.serve import answers
+from ladderlm.serve.accounts import Accounts
+from ladderlm.serve.batches import Batches
 from ladderlm.serve.bridge import Bridge
 from ladderlm.serve.door import Door
+from ladderlm.serve.log import RequestLog
 from ladderlm.serve.models import Models
-from ladderlm.serve.routes import chat, models, raw
+from ladderlm.serve.routes import accounts, batches, chat, files, jobs, models, raw, usage
 from ladderlm.serve.server import Server
 from ladderlm.serve.wire.base import ErrorBody, complaint
 
 PAGE = Path(__file__).parent / "page"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-ROUTERS = (models.router, chat.router, raw.router)
+PROBES = ("/health", "/ready")  # which need no key
+ROUTERS = (
+    models.router,
+    chat.router,
+    raw.router,
+    accounts.router,
+    usage.router,
+    files.router,
+    batches.router,
+    jobs.router,
+)
 REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "what is wrong with the request"},
     "5XX": {"model": ErrorBody, "description": "what went wrong here"},
@@ -39,27 +55,47 @@ def build_app(
     bridge: Bridge | None = None,
     hosts: tuple[str, ...] | None = LOOPBACK_NAMES,
     key: str | None = None,
+    guarded: bool = False,
     body_limit: int = 4 * 2**20,
+    upload_limit: int = 512 * 2**20,
     timeout: float = 600.0,
+    log: RequestLog | None = None,
 ) -> FastAPI:
     """The ASGI application.
 
-    `hosts` are the names it answers to (None: any), `key` guards /v1, `body_limit` is in bytes, `timeout` in seconds
-    ends a generation.
+    `hosts` are the names it answers to (None: any), `key` is the local admin's beside those of the database; `guarded`:
+    a key is needed though there is none yet. Limits are in bytes, `timeout` in seconds ends a generation.
     """
+    log, known = log or RequestLog(), Accounts(key, guarded=guarded)
     handlers: Any = {
         LadderError: _failed, HTTPException: _refused, RequestValidationError: _invalid, Exception: _failed,
     }  # fmt: skip
     app = FastAPI(
         title="LadderLM", version=__version__, docs_url=None, redoc_url=None, exception_handlers=handlers,
-        generate_unique_id_function=_operation, responses=REFUSALS,
+        generate_unique_id_function=_operation, responses=REFUSALS, lifespan=_living,
     )  # fmt: skip
-    app.state.server = Server(catalogue, bridge or Bridge(), timeout)
+    app.state.server = Server(catalogue, bridge or Bridge(), timeout, log, Batches(known))
     for router in ROUTERS:
         app.include_router(router)
     app.router.routes.append(_PageAt("/", _Page(directory=PAGE, html=True)))
-    app.add_middleware(Door, hosts=hosts, key=key, body_limit=body_limit)
+    page = {"/" + path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*") if path.is_file()}
+    app.add_middleware(
+        Door, hosts=hosts, accounts=known, log=log, public={"/", *PROBES, *page},
+        body_limit=body_limit, upload_limit=upload_limit,
+    )  # fmt: skip
     return app
+
+
+@contextlib.asynccontextmanager
+async def _living(app: FastAPI) -> AsyncIterator[None]:
+    """What runs beside the requests."""
+    server: Server = app.state.server
+    server.batches.start(app)
+    server.trainer.start()
+    yield
+    await server.batches.stop()
+    await asyncio.to_thread(server.trainer.stop)
+    server.log.close()
 
 
 class _PageAt(Mount):

@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from ladderlm.errors import Overloaded
+from ladderlm.serve.calls import Meter
 from ladderlm.types import AGE, Cancel, Delta
 
 T = TypeVar("T")
@@ -80,13 +81,15 @@ class Bridge:
 
     async def stream(self, start: Start, priority: int = 0) -> AsyncGenerator[list[Delta], None]:
         """Batches of what the iterator from `start(cancel)` yields; its error is raised here."""
-        pipe = _Pipe(asyncio.get_running_loop())
+        pipe, meter = _Pipe(asyncio.get_running_loop()), Meter()
         self._pipes.add(pipe)
         self._submit(lambda: pipe.pump(start), priority)
         try:
             while batch := await pipe.take():
+                meter.saw(batch)
                 yield batch
         finally:
+            meter.end()
             self._pipes.discard(pipe)
             pipe.stop()
 

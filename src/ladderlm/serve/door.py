@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import json
+import math
+import secrets
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 
-from ladderlm.errors import AuthError, LadderError
+from ladderlm.errors import LadderError, outcome
+from ladderlm.serve.accounts import EVERYBODY, Accounts, Who
 from ladderlm.serve.answers import error_body
+from ladderlm.serve.calls import CONTENT_LIMIT, CURRENT, Call
+from ladderlm.serve.log import RequestLog
+from ladderlm.serve.quotas import OverQuota, Quotas
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -33,65 +39,145 @@ HEADERS = [
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
 ]
 
+READING = ("GET", "HEAD", "OPTIONS")
+UPLOADS = ("/v1/files",)
+SECRET = ("/v1/keys",)  # whose bodies are never kept
+INSIDE = "ladderlm.inside"  # in a scope that this server made itself: whom it asks for
+# What a key must be allowed. Administration is checked again by the routes, which also know whose objects they are.
+NEEDS = (
+    ("/v1/chat", "chat"), ("/v1/completions", "chat"), ("/v1/responses", "chat"), ("/v1/messages", "chat"),
+    ("/v1/next", "chat"), ("/tokenize", "chat"), ("/detokenize", "chat"), ("/v1/embeddings", "embed"),
+    ("/v1/files", "files"), ("/v1/batches", "files"), ("/v1/fine_tuning", "train"), ("/v1/users", "admin"),
+    ("/v1/audit", "admin"),
+)  # fmt: skip
+
 
 class Door:
     """ASGI middleware.
 
     `hosts`: the names this server answers to; a page elsewhere that rebinds its own name to this address is refused.
-    None answers to any name. `key` guards everything under /v1. A page of another origin is always refused. A body of
-    more than `body_limit` bytes is too.
+    None answers to any name. A page of another origin is always refused. But for `public` paths every path needs a key
+    where `accounts` wants one; who calls is then in scope["state"]["who"]. A body of more than `body_limit` bytes is
+    refused, of more than `upload_limit` where files are uploaded.
     """
 
     def __init__(
-        self, app: ASGIApp, *, hosts: Iterable[str] | None = None, key: str | None = None, body_limit: int = 4 * 2**20
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Iterable[str] | None = None,
+        accounts: Accounts | None = None,
+        quotas: Quotas | None = None,
+        log: RequestLog | None = None,
+        public: Iterable[str] = (),
+        body_limit: int = 4 * 2**20,
+        upload_limit: int = 512 * 2**20,
     ) -> None:
-        self._app, self._body_limit = app, body_limit
+        self._app, self._body_limit, self._upload_limit = app, body_limit, upload_limit
         self._hosts = None if hosts is None else frozenset(hosts)
-        self._key = key.encode() if key else None
+        self._accounts, self._quotas, self._log = accounts or Accounts(), quotas or Quotas(), log
+        self._public = frozenset(public)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        call = Call(f"req_{secrets.token_hex(12)}", EVERYBODY, scope["method"])
+        extra = [*HEADERS, (b"x-request-id", call.id.encode())]
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *HEADERS]
+                call.status = message["status"]
+                message["headers"] = [*message.get("headers", []), *extra]
             await send(message)
 
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        refused = self._refused(scope["path"], headers)
-        if refused is not None:
-            await _refuse(answer, *refused)
-        else:
-            await self._app(scope, self._counted(receive), answer)
+        try:
+            if INSIDE not in scope:
+                self._check_site(headers)
+            call.who = scope[INSIDE] if INSIDE in scope else self._who(scope["path"], headers)
+            if scope["path"] in self._public:
+                await self._app(scope, self._counted(receive, scope, None), answer)
+                return
+            _check_scope(scope["path"], call.who)
+            if INSIDE in scope or scope["method"] not in READING:
+                left = self._quotas.admit(call.who)
+                extra += [(name.encode(), value.encode()) for name, value in left.items()]
+        except LadderError as error:
+            await _refuse(answer, scope["path"], error)
+            return
+        await self._watched(scope, receive, answer, call)
 
-    def _counted(self, receive: Receive) -> Receive:
-        read = 0
+    async def _watched(self, scope: Scope, receive: Receive, answer: Send, call: Call) -> None:
+        """The app's answer; what it took is charged to the key, and logged."""
+        scope.setdefault("state", {})["who"] = call.who
+        if self._log and self._log.content and scope["path"] not in SECRET:
+            call.asked, call.answered = bytearray(), []
+        token = CURRENT.set(call)
+        try:
+            await self._app(scope, self._counted(receive, scope, call.asked), answer)
+        finally:
+            CURRENT.reset(token)
+            call.ended = time.monotonic()
+            call.route = getattr(scope.get("route"), "path", "")
+            self._quotas.spend(call.who, call.tokens)
+            if self._log and scope["method"] not in READING:
+                self._log.put(call)
+
+    def _counted(self, receive: Receive, scope: Scope, kept: bytearray | None) -> Receive:
+        upload = scope["method"] == "POST" and scope["path"] in UPLOADS
+        limit, read = self._upload_limit if upload else self._body_limit, 0
+        kept = None if upload else kept
 
         async def counted() -> Message:
             nonlocal read
             message = await receive()
-            read += len(message.get("body", b""))
-            if read > self._body_limit:
-                raise HTTPException(413, f"the body is larger than {self._body_limit} bytes")
+            body = message.get("body", b"")
+            read += len(body)
+            if read > limit:
+                raise HTTPException(413, f"the body is larger than {limit} bytes")
+            if kept is not None and len(kept) < CONTENT_LIMIT:
+                kept.extend(body[: CONTENT_LIMIT - len(kept)])
             return message
 
         return counted
 
-    def _refused(self, path: str, headers: dict[str, str]) -> tuple[int, LadderError] | None:
+    def _check_site(self, headers: dict[str, str]) -> None:
         host = headers.get("host", "")
         if self._hosts is not None and _name(host) not in self._hosts:
             cure = "open it as http://127.0.0.1"
-            return 403, LadderError("this server does not answer to that name", where=f"Host: {host}", cure=cure)
+            raise Forbidden("this server does not answer to that name", where=f"Host: {host}", cure=cure)
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host:
-            return 403, LadderError("pages of other sites may not call this server", where=f"Origin: {origin}")
-        if self._key is not None and path.startswith("/v1"):
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), self._key):
-                return 401, AuthError("a key is missing or wrong", where="Authorization", cure="send: Bearer KEY")
-        return None
+            raise Forbidden("pages of other sites may not call this server", where=f"Origin: {origin}")
+
+    def _who(self, path: str, headers: dict[str, str]) -> Who:
+        """Whose request this is. On public paths nobody is asked."""
+        if path in self._public:
+            return EVERYBODY
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return self._accounts.who(_text(given.strip()))
+        if scheme:
+            return self._accounts.who("")
+        key = headers.get("x-api-key")
+        return self._accounts.who(None if key is None else _text(key.strip()))
+
+
+class Forbidden(LadderError):
+    """Known, and not allowed."""
+
+
+def _check_scope(path: str, who: Who) -> None:
+    """A key that lacks the path's scope is refused. What is under no scope needs only some key."""
+    for prefix, scope in NEEDS:
+        if (path == prefix or path.startswith(prefix + "/")) and scope not in who.scopes:
+            raise Forbidden(f"this key lacks the scope {scope!r}", where=prefix, cure="use another key")
+
+
+def _text(given: str) -> str:
+    """A header's value as it was meant: in UTF-8."""
+    return given.encode("latin-1").decode("utf-8", "surrogateescape")
 
 
 def is_loopback(host: str) -> bool:
@@ -112,13 +198,21 @@ def _name(host: str) -> str:
         return ""
 
 
-async def _refuse(send: Send, status: int, error: LadderError) -> None:
+async def _refuse(send: Send, path: str, error: LadderError) -> None:
     body: dict[str, Any] = error_body(error)
-    if status == 403:
+    status, headers = outcome(error).http_status, [(b"content-type", b"application/json")]
+    if isinstance(error, Forbidden):
+        status = 403
         body["error"]["type"] = "permission_error"
-    data = json.dumps(body).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
-    if status == 401:
+    elif isinstance(error, OverQuota):
+        body["error"] |= {"type": error.code if error.code == "insufficient_quota" else "requests", "code": error.code}
+        wait = (b"retry-after", str(math.ceil(error.wait)).encode()), (b"retry-after-ms", b"%d" % (error.wait * 1000))
+        headers += [*wait, *((name.encode(), value.encode()) for name, value in error.headers.items())]
+    elif status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if path.startswith("/v1/messages"):  # Anthropic's clients look for this
+        body = {"type": "error", **body}
+    data = json.dumps(body).encode()
+    headers.append((b"content-length", str(len(data)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": data})

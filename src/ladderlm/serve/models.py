@@ -17,6 +17,7 @@ from ladderlm.errors import LadderError, NotFound, UsageError, nearest
 from ladderlm.models import open_model
 from ladderlm.models.fetch import CATALOGUE, fetched
 from ladderlm.models.reference import locate, split_adapter, split_apart
+from ladderlm.serve.calls import name_model
 from ladderlm.types import Cancel, Chat, Conversation, Delta, KVType, Sampling
 
 if TYPE_CHECKING:
@@ -88,7 +89,12 @@ class Models:
             raise NotFound("no model is served", where="model", cure="name one: ladderlm serve MODEL")
         if chosen not in names:
             raise NotFound(f"no model {chosen!r}", where="model", cure=nearest(chosen, names))
+        name_model(chosen)
         return chosen
+
+    def reference(self, name: str) -> str:
+        """What a model that is served as `name` is called everywhere else."""
+        return self._refs.get(name, name)
 
     def state(self, name: str) -> str:
         """ "ready", "loading", "failed" or "idle" (not opened yet)."""

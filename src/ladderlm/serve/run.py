@@ -13,8 +13,10 @@ from ladderlm import events
 from ladderlm.config import option
 from ladderlm.errors import AuthError, MissingExtra, PortInUse, UsageError
 from ladderlm.models.fetch import DEFAULT_MODEL
+from ladderlm.serve.accounts import keys
 from ladderlm.serve.bridge import Bridge
 from ladderlm.serve.door import is_loopback
+from ladderlm.serve.log import RequestLog
 from ladderlm.serve.models import Models, short_name
 from ladderlm.talk.device import DEVICE, DRAFT, KV_CACHE_DTYPE, KV_CACHE_MB
 from ladderlm.types import KVType
@@ -36,6 +38,8 @@ class ServeConfig:
     kv_cache_dtype: KVType = option("auto", KV_CACHE_DTYPE)
     draft: str | None = option(None, DRAFT)
     timeout: float = option(600.0, "seconds after which an answer is broken off")
+    log_content: bool = option(False, "keep what is asked and answered in the request log, not only the figures")
+    log_days: float = option(90.0, "days that the request log goes back; 0: for ever")
     json: bool = option(False, "print the address as JSON")
 
 
@@ -49,8 +53,8 @@ def run(config: ServeConfig) -> None:
         raise MissingExtra(error.name or "starlette", "serve") from None
     key = os.environ.get(KEY_VARIABLE)
     local = is_loopback(config.host)
-    if not local and not key:
-        cure = f"set {KEY_VARIABLE}, or leave --host out"
+    if not local and not key and not keys():
+        cure = f"ladderlm keys create NAME, or set {KEY_VARIABLE}, or leave --host out"
         raise AuthError("a key is needed to serve beyond this machine", where=f"--host {config.host}", cure=cure)
     if config.keep < 1 or config.timeout <= 0:
         raise UsageError("keep must be at least 1 and timeout above 0", where=f"keep={config.keep}")
@@ -63,9 +67,12 @@ def run(config: ServeConfig) -> None:
     bridge = Bridge()
     with contextlib.closing(_bind(config.host, config.port)) as listening:
         hosts = (*LOOPBACK_NAMES, config.host) if local else None
-        app = build_app(models, bridge=bridge, hosts=hosts, key=key, timeout=config.timeout)
+        app = build_app(
+            models, bridge=bridge, hosts=hosts, key=key, guarded=not local, timeout=config.timeout,
+            log=RequestLog(content=config.log_content, days=config.log_days),
+        )  # fmt: skip
         settings = uvicorn.Config(
-            app, log_level="error", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=1
+            app, log_level="error", access_log=False, lifespan="on", server_header=False, timeout_graceful_shutdown=1
         )
         server = uvicorn.Server(settings)
         leave = server.handle_exit

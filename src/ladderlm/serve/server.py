@@ -8,15 +8,19 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Request, Response
 
-from ladderlm.errors import Cancelled, LadderError, UsageError
+from ladderlm.errors import Cancelled, LadderError, NotFound, UsageError
 from ladderlm.serve import answers
+from ladderlm.serve.accounts import EVERYBODY, Accounts, Who
+from ladderlm.serve.batches import Batches as BatchRunner
 from ladderlm.serve.bridge import Bridge, Start
+from ladderlm.serve.log import RequestLog
 from ladderlm.serve.models import Models
+from ladderlm.serve.trainer import Trainer
 from ladderlm.types import Chat, Completion, Delta
 
 if TYPE_CHECKING:
@@ -37,6 +41,9 @@ class Server:
     models: Models
     bridge: Bridge
     timeout: float
+    log: RequestLog = field(default_factory=RequestLog)
+    batches: BatchRunner = field(default_factory=lambda: BatchRunner(Accounts()))
+    trainer: Trainer = field(default_factory=Trainer)
 
     async def whole(self, request: Request, starts: Sequence[Start], rank: int = 0) -> dict[int, Completion]:
         """Every stream folded; all of them end when the client goes away."""
@@ -73,7 +80,20 @@ def _server(request: Request) -> Server:
     return request.app.state.server
 
 
+def _who(request: Request) -> Who:
+    return getattr(request.state, "who", EVERYBODY)
+
+
+def _admin(request: Request) -> Who:
+    who = _who(request)
+    if not who.admin:
+        raise NotFound("not found", where=request.url.path)
+    return who
+
+
 Here = Annotated[Server, Depends(_server)]
+Caller = Annotated[Who, Depends(_who)]  # whose request it is
+Admin = Annotated[Who, Depends(_admin)]  # the same; for all others the route is not there
 
 
 def ability(chat: Chat, verb: str, name: str) -> Callable[..., Any]:

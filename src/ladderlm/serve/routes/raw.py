@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from ladderlm.errors import UsageError
 from ladderlm.serve import answers
 from ladderlm.serve.bridge import Start
+from ladderlm.serve.calls import add_usage
 from ladderlm.serve.server import Batches, Events, Here, Object, ability
 from ladderlm.serve.wire.raw import CompletionBody, EmbeddingBody, NextBody, Prompt
 from ladderlm.types import Cancel, Candidate, Choice, Completion, Delta, Sampling, Token, Usage
@@ -65,7 +66,9 @@ async def embeddings(body: EmbeddingBody, server: Here) -> Response:
             found = embedder.embed(rows, dimensions=body.dimensions)
             return answers.vectors_body(name, found, sum(map(len, rows)), packed=body.encoding_format == "base64")
 
-    return JSONResponse(await server.call(work))
+    found = await server.call(work)
+    add_usage(Usage(found["usage"]["prompt_tokens"]))
+    return JSONResponse(found)
 
 
 @router.post("/next")
