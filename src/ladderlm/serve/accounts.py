@@ -164,14 +164,14 @@ def create_user(name: str, role: Role, by: Who = EVERYBODY) -> User:
     return user
 
 
-def users() -> list[User]:
+def list_users() -> list[User]:
     with store.reading() as db:
         return [User(**dict(row)) for row in db.execute("SELECT * FROM users ORDER BY rowid")]
 
 
 def find_user(name: str) -> User:
     """By id or name."""
-    found = next((u for u in users() if name in (u.id, u.name)), None)
+    found = next((u for u in list_users() if name in (u.id, u.name)), None)
     if found is None:
         raise NotFound(f"no user {name!r}", cure="see: ladderlm users list")
     return found
@@ -216,7 +216,7 @@ def create_key(
     return key, text
 
 
-def keys(user: str | None = None) -> list[Key]:
+def list_keys(user: str | None = None) -> list[Key]:
     """All, or those of one user, in the order they were made."""
     where, values = ("", ()) if user is None else ("WHERE user = ?", (user,))
     with store.reading() as db:

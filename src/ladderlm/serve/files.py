@@ -6,6 +6,7 @@ A name that somebody gave is told back and never becomes a path. A row is there 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import secrets
@@ -97,7 +98,7 @@ def add(
     file = File(
         f"file-{secrets.token_hex(12)}", user, shown, purpose, size, sha256, now, expires_in and now + expires_in
     )
-    db.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)", tuple(file.to_dict().values()))
+    db.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)", dataclasses.astuple(file))
     return file
 
 

@@ -26,7 +26,7 @@ def export(user: str, by: Who = EVERYBODY) -> Iterator[Mapping[str, Any]]:
 
 def _rows(user: User) -> Iterator[Mapping[str, Any]]:
     yield {"table": "users", **user.to_dict()}
-    for key in accounts.keys(user.id):
+    for key in accounts.list_keys(user.id):
         yield {"table": "keys", "prefix": key.prefix, **key.to_dict()}
     with store.reading() as db:
         for table in TABLES:

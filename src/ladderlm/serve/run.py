@@ -13,7 +13,7 @@ from ladderlm import events
 from ladderlm.config import option
 from ladderlm.errors import AuthError, MissingExtra, PortInUse, UsageError
 from ladderlm.models.fetch import DEFAULT_MODEL
-from ladderlm.serve.accounts import keys
+from ladderlm.serve.accounts import list_keys
 from ladderlm.serve.bridge import Bridge
 from ladderlm.serve.door import is_loopback
 from ladderlm.serve.log import RequestLog
@@ -53,7 +53,7 @@ def run(config: ServeConfig) -> None:
         raise MissingExtra(error.name or "starlette", "serve") from None
     key = os.environ.get(KEY_VARIABLE)
     local = is_loopback(config.host)
-    if not local and not key and not keys():
+    if not local and not key and not list_keys():
         cure = f"ladderlm keys create NAME, or set {KEY_VARIABLE}, or leave --host out"
         raise AuthError("a key is needed to serve beyond this machine", where=f"--host {config.host}", cure=cure)
     if config.keep < 1 or config.timeout <= 0:

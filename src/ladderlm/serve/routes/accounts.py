@@ -42,7 +42,7 @@ def me(who: Caller) -> MeObject:
 @router.get("/keys")
 def list_keys(who: Caller) -> KeyList:
     """One's own keys; an admin's list holds everybody's."""
-    return KeyList(data=[KeyObject.of(key) for key in accounts.keys(None if who.admin else who.user)])
+    return KeyList(data=[KeyObject.of(key) for key in accounts.list_keys(None if who.admin else who.user)])
 
 
 @router.post("/keys")
@@ -65,7 +65,7 @@ def revoke_key(id: str, who: Caller) -> KeyObject:
 @router.get("/users")
 def list_users(who: Admin) -> UserList:
     """Everybody."""
-    return UserList(data=[UserObject.of(user) for user in accounts.users()])
+    return UserList(data=[UserObject.of(user) for user in accounts.list_users()])
 
 
 @router.post("/users")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 
+from ladderlm.errors import NotFound
 from ladderlm.serve import log
 from ladderlm.serve.log import Filter
 from ladderlm.serve.server import Caller
@@ -23,7 +24,9 @@ EXPORTS: dict[int | str, dict[str, Any]] = {
 def _filter(
     who: Caller, user: Word = "", key: Word = "", model: Word = "", since: When = None, until: When = None
 ) -> Filter:
-    """What is asked for; but for admins only of what is their own."""
+    """What is asked for; for all but admins of what is their own."""
+    if not who.may_see(user or who.user):
+        raise NotFound(f"no user {user!r}", where="user")
     return Filter(user=user if who.admin else who.user, key=key, model=model, since=since, until=until)
 
 
