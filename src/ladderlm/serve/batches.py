@@ -339,7 +339,8 @@ class Batches:
             while not working.done():
                 await asyncio.wait((working,), timeout=LOOK)
                 now = await asyncio.to_thread(_status, batch.id)
-                if now != "in_progress" or time.time() > batch.created + WINDOW:
+                gone = self._accounts.owner(batch.user, batch.key) is None
+                if gone or now != "in_progress" or time.time() > batch.created + WINDOW:
                     break
         finally:
             working.cancel()

@@ -78,7 +78,7 @@ def create(who: Who, body: JobBody, reference: str) -> Job:
     try:
         material = training.prepare(body, folder, reference, training_file, validation)
         seed = secrets.randbelow(2**31) if body.seed is None else body.seed
-        out = _name(body.suffix or reference, id)
+        out = _name(body.suffix or Path(reference).name.rpartition("+")[2], id)
         argv = training.command(body, reference, material, out, seed)
         told = training.estimate(body, material, reference, _pace(body.kind, body.model))
     except BaseException:
@@ -98,7 +98,7 @@ def create(who: Who, body: JobBody, reference: str) -> Job:
 
 def _name(wanted: str, id: str) -> str:
     """A name of the result that nothing else has, and that is safe as a folder's."""
-    base = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(wanted).name.rpartition("+")[2]).strip("-.") or "model"
+    base = re.sub(r"[^A-Za-z0-9_.]+|\.{2,}", "-", wanted).strip("-.") or "model"
     return f"{base[:40]}-{id[-8:]}"
 
 
