@@ -36,6 +36,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "verify": ("ladderlm.cli.export:verify", "are two forms of a model the same model?"),
     "bench": ("ladderlm.cli.bench:main", "speed and memory here, against other programs and the machine's most"),
     "serve": ("ladderlm.cli.serve:main", "an OpenAI-compatible server and a chat page"),
+    "keys": ("ladderlm.cli.keys:main", "keys of the server: create, list, revoke"),
+    "users": ("ladderlm.cli.keys:users", "users of the server: create, list, export, erase"),
+    "usage": ("ladderlm.cli.keys:usage", "what was asked of the server: sums, the request log, the audit log"),
     "runs": ("ladderlm.cli.runs:main", "list runs, show one, compare two"),
     "doctor": ("ladderlm.cli.doctor:main", "what this machine has, and what is missing"),
 }
