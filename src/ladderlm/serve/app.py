@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,17 @@ from ladderlm.serve.accounts import Accounts
 from ladderlm.serve.batches import Batches
 from ladderlm.serve.bridge import Bridge
 from ladderlm.serve.door import Door
-from ladderlm.serve.log import RequestLog
+from ladderlm.serve.files import sweep
+from ladderlm.serve.log import RequestLog, forget
 from ladderlm.serve.models import Models
 from ladderlm.serve.routes import accounts, batches, chat, files, jobs, models, raw, usage
 from ladderlm.serve.server import Server
 from ladderlm.serve.wire.base import ErrorBody, complaint
 
+_log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+TIDY = 600.0  # seconds
 PROBES = ("/health", "/ready")  # which need no key
 ROUTERS = (
     models.router,
@@ -92,10 +97,24 @@ async def _living(app: FastAPI) -> AsyncIterator[None]:
     server: Server = app.state.server
     server.batches.start(app)
     server.trainer.start()
+    tidying = asyncio.create_task(_tidying(server.log))
     yield
+    tidying.cancel()
     await server.batches.stop()
     await asyncio.to_thread(server.trainer.stop)
     server.log.close()
+
+
+async def _tidying(log: RequestLog) -> None:
+    """Removes what is older than it may be, now and then."""
+    while True:
+        try:
+            await asyncio.to_thread(sweep)
+            if log.days:
+                await asyncio.to_thread(forget, log.days)
+        except (LadderError, sqlite3.Error, OSError):
+            _log.exception("what is too old could not be removed")
+        await asyncio.sleep(TIDY)
 
 
 class _PageAt(Mount):

@@ -280,7 +280,7 @@ class Batches:
                 if waiting is not None:
                     await self._one(waiting)
                     continue
-            except (LadderError, sqlite3.Error, OSError):
+            except Exception:  # whatever it was, the others go on
                 _log.exception("batches stand still")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), IDLE)

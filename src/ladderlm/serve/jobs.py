@@ -130,7 +130,10 @@ def listed(who: Who, after: str | None, limit: int) -> tuple[list[Job], bool]:
 
 
 def cancel(id: str, who: Who) -> Job:
-    return _set(id, who, "cancelled", (*WAITING, "running", "paused"), "Fine-tuning job is cancelled")
+    job = _set(id, who, "cancelled", (*WAITING, "running", "paused"), "Fine-tuning job is cancelled")
+    if not processes.alive(job.folder):
+        clear(job)
+    return job
 
 
 def pause(id: str, who: Who) -> Job:
@@ -171,6 +174,12 @@ def events(id: str, who: Who, after: str | None, limit: int) -> tuple[list[dict[
         for row in rows[:limit]
     ]  # fmt: skip
     return found, len(rows) > limit
+
+
+def clear(job: Job) -> None:
+    """Removes the copy of the data of a job that is over."""
+    for path in job.folder.glob("*_file.*"):
+        path.unlink(missing_ok=True)
 
 
 def ids_of(user: str) -> list[str]:

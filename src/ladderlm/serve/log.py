@@ -26,7 +26,6 @@ from ladderlm.serve.calls import Call
 from ladderlm.talk.prices import price
 
 FLUSH = 0.2
-SWEEP = 600.0  # seconds between looks for what is older than it may be
 COLUMNS = (
     "time", "request", "user", "key", "route", "model", "status", "prompt_tokens", "completion_tokens",
     "cached_tokens", "first_ms", "total_ms", "cost", "finish_reason", "asked", "answered",
@@ -62,7 +61,6 @@ class RequestLog:
             thread.join(10)
 
     def _write(self) -> None:
-        swept = 0.0
         with contextlib.closing(store.database()) as db:
             db.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing by it
             while True:
@@ -72,10 +70,6 @@ class RequestLog:
                     calls.append(self._calls.get())
                 try:
                     write(db, [call for call in calls if call is not None])
-                    if time.monotonic() - swept > SWEEP:
-                        swept = time.monotonic()
-                        if self.days:
-                            forget(self.days, db)
                 except (sqlite3.Error, LadderError):
                     _log.exception("the request log lost %d rows", len(calls))
                 if None in calls:
@@ -119,12 +113,9 @@ def _day(at: float) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(at))
 
 
-def forget(days: float, db: sqlite3.Connection | None = None) -> int:
+def forget(days: float) -> int:
     """Removes rows older than so many days; the sums stay. How many."""
-    if db is None:
-        with contextlib.closing(store.database()) as own:
-            return forget(days, own)
-    with db:
+    with store.transaction() as db:
         return db.execute("DELETE FROM requests WHERE time < ?", (time.time() - days * 86400,)).rowcount
 
 

@@ -75,7 +75,7 @@ class Trainer:
                 if found and self._claimed_all():
                     busy = True
                     self._advance(found)
-            except (LadderError, sqlite3.Error, OSError):
+            except Exception:  # whatever it was, the others go on
                 _log.exception("fine-tuning stands still")
             self._wake.wait(POLL if busy else IDLE)
             self._wake.clear()
@@ -121,8 +121,10 @@ class Trainer:
         report(job)
         if job.status == "paused" and _result(job) is not None:  # it was quicker
             succeed(job)
-        else:
-            jobs.update(job.id, lambda db, now: jobs.change(db, now.id, pid=None))
+            return
+        jobs.update(job.id, lambda db, now: jobs.change(db, now.id, pid=None))
+        if job.status == "cancelled":
+            jobs.clear(job)
 
     def _died(self, job: Job) -> None:
         """It came to its end, or to some other."""
@@ -158,13 +160,15 @@ class Trainer:
 
     def _launch(self, job: Job) -> None:
         run = job.run
-        told = {"run": run.id} if run is not None and run.config.exists() else {}
+        told: dict[str, Any] = {"run": run.id} if run is not None and run.config.exists() else {}
         argv = [job.verb, f"--resume={run.id}", "--json"] if told and run is not None else list(job.state["argv"])
 
         def mark(db: sqlite3.Connection, now: Job) -> None:
             if now.status not in jobs.WAITING:
                 raise StorageError("no longer wanted", where=now.id)
-            jobs.change(db, now.id, "running", started_at=now.state.get("started_at") or time.time(), **told)
+            log = now.folder / processes.LOG
+            since = log.stat().st_size if log.exists() else 0
+            jobs.change(db, now.id, "running", log_since=since, **told)
             jobs.tell(db, now.id, "Fine-tuning job goes on" if told else "Fine-tuning job started")
 
         with contextlib.suppress(StorageError):
@@ -181,7 +185,7 @@ def report(job: Job) -> None:
     """New rows of the run's metrics, and new lines of its log, become events."""
     run = job.run
     rows = [row for row in _metrics(run) if row.get("step", 0) > job.state.get("step", 0)]
-    text, read = _new_text(job.folder / "log.txt", job.state.get("read", 0))
+    text, read = _new_text(job.folder / processes.LOG, job.state.get("read", 0))
     lines = [line for line in text.splitlines() if line.strip() and not _PROGRESS.match(line)]
     if not rows and not text and (run is None or job.state.get("run")):
         return
@@ -251,13 +255,13 @@ def _result(job: Job) -> dict[str, Any] | None:
 
 
 def complaint(job: Job) -> str:
-    """The command's own last word, if it was one of failure."""
-    text, _ = _new_text(job.folder / "log.txt", 0)
+    """The command's own last word since it was begun, if it was one of failure; that it was stopped is none."""
+    text, _ = _new_text(job.folder / processes.LOG, job.state.get("log_since", 0))
     lines = [line for line in text.splitlines() if line.strip()]
     mark = f"ladderlm {job.verb}: "
     for line in reversed(lines[-50:]):
         if line.startswith(mark):
-            return line.removeprefix(mark)[:2000]
+            return "" if line.startswith(f"{mark}stopped after step") else line.removeprefix(mark)[:2000]
     return lines[-1][:2000] if lines and "Traceback" in text else ""
 
 
@@ -281,6 +285,7 @@ def succeed(job: Job) -> None:
         jobs.tell(db, now.id, "The job has successfully completed", {"verdict": scores.get("verdict")})
 
     jobs.update(job.id, work)
+    jobs.clear(job)
 
 
 def fail(job: Job, why: str) -> None:
@@ -290,6 +295,7 @@ def fail(job: Job, why: str) -> None:
         jobs.tell(db, now.id, f"The job failed: {why}", level="error")
 
     jobs.update(job.id, work)
+    jobs.clear(job)
 
 
 def _table(run: Run) -> Iterator[str]:
