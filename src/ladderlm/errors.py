@@ -10,6 +10,8 @@
     ├── PortInUse         (OSError)          the address to serve on is taken
     ├── NetworkError      (ConnectionError)  a remote that cannot be reached or refuses
     ├── AuthError         (PermissionError)  a key is missing or wrong
+    ├── Forbidden         (PermissionError)  known, and not allowed
+    ├── Conflict          (ValueError)       what is asked for is at odds with what is there
     ├── Overloaded        (RuntimeError)     the queue is full; try again
     ├── DeadlineExceeded  (TimeoutError)     the caller's deadline passed
     └── Cancelled         (RuntimeError)     the caller went away
@@ -90,6 +92,17 @@ class AuthError(LadderError, PermissionError):
         return str(self.args[0])
 
 
+class Forbidden(LadderError, PermissionError):
+    """Known, and not allowed."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Conflict(LadderError, ValueError):
+    """What is asked for makes sense, but not beside what is there."""
+
+
 class Overloaded(LadderError, RuntimeError):
     """The queue is full."""
 
@@ -123,6 +136,8 @@ OUTCOMES: dict[type[LadderError], Outcome] = {
     PortInUse: Outcome(1, 500, "server_error"),
     NetworkError: Outcome(1, 502, "upstream_error"),
     AuthError: Outcome(1, 401, "authentication_error"),
+    Forbidden: Outcome(1, 403, "permission_error"),
+    Conflict: Outcome(1, 409, "invalid_request_error"),
     Overloaded: Outcome(1, 429, "rate_limit_error"),
     DeadlineExceeded: Outcome(1, 504, "timeout_error"),
     Cancelled: Outcome(130, 499, "cancelled"),

@@ -13,7 +13,7 @@ import pytest
 from live import Scripted
 
 from ladderlm import store
-from ladderlm.errors import NotFound, UsageError
+from ladderlm.errors import Conflict, NotFound, UsageError
 from ladderlm.serve import accounts
 from ladderlm.serve.accounts import Limits
 from ladderlm.serve.models import Models
@@ -210,7 +210,7 @@ def test_a_key_does_what_its_scopes_say(client: TestClient, scope: str) -> None:
 
 
 def test_a_user_is_no_admin_whatever_the_key(client: TestClient) -> None:
-    with pytest.raises(UsageError, match="no scope 'admin'"):
+    with pytest.raises(Conflict, match="no scope 'admin'"):
         anna(scopes=["admin"])
     _, text = accounts.create_key("laptop", "anna")
     with store.transaction() as db:  # even if the scope came in somehow
@@ -338,7 +338,7 @@ def test_an_unknown_user_or_scope_is_named() -> None:
     with pytest.raises(UsageError, match="control characters"):
         accounts.create_user("a\nb", "user")
     accounts.create_user("a", "user")
-    with pytest.raises(UsageError, match="of that name"):
+    with pytest.raises(Conflict, match="of that name"):
         accounts.create_user("a", "admin")
 
 

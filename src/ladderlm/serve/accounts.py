@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ladderlm import store
-from ladderlm.errors import AuthError, NotFound, UsageError, nearest
+from ladderlm.errors import AuthError, Conflict, Forbidden, NotFound, UsageError, nearest
 from ladderlm.types import Value
 
 Role = Literal["admin", "user"]
@@ -158,7 +158,7 @@ def create_user(name: str, role: Role, by: Who = EVERYBODY) -> User:
     user = User(f"user-{secrets.token_hex(6)}", name, role, time.time())
     with store.transaction() as db:
         if db.execute("SELECT 1 FROM users WHERE name = ?", (name,)).fetchone():
-            raise UsageError("there is a user of that name", where="name", cure="choose another")
+            raise Conflict("there is a user of that name", where="name", cure="choose another")
         db.execute("INSERT INTO users VALUES (?, ?, ?, ?, NULL)", (user.id, name, role, user.created))
         _note(db, by, "create user", user.id, role)
     return user
@@ -181,7 +181,7 @@ def change_user(id: str, *, role: Role | None = None, disabled: bool | None = No
     """A disabled user's keys are refused until they are enabled again."""
     user = find_user(id)
     if user.id == LOCAL:
-        raise UsageError("the local admin is what this machine belongs to: they stay as they are", where="id")
+        raise Forbidden("the local admin is what this machine belongs to: they stay as they are", where="id")
     off = user.disabled if disabled is None else (time.time() if disabled else None)
     with store.transaction() as db:
         db.execute("UPDATE users SET role = ?, disabled = ? WHERE id = ?", (role or user.role, off, user.id))
@@ -202,7 +202,7 @@ def create_key(
         if scope not in SCOPES:
             raise UsageError(f"no scope {scope!r}", where="scopes", cure=nearest(scope, SCOPES))
         if scope not in allowed:
-            raise UsageError(f"a {owner.role} has no scope {scope!r}", where="scopes")
+            raise Conflict(f"a {owner.role} has no scope {scope!r}", where="scopes")
     if expires is not None and expires <= time.time():
         raise UsageError("the key would have expired already", where="expires_at")
     limits = limits or Limits()

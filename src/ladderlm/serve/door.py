@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 
-from ladderlm.errors import LadderError, outcome
+from ladderlm.errors import Forbidden, LadderError, outcome
 from ladderlm.serve.accounts import EVERYBODY, Accounts, Who
 from ladderlm.serve.answers import error_body
 from ladderlm.serve.calls import CONTENT_LIMIT, CURRENT, Call
@@ -164,10 +164,6 @@ class Door:
         return self._accounts.who(None if key is None else _text(key.strip()))
 
 
-class Forbidden(LadderError):
-    """Known, and not allowed."""
-
-
 def _check_scope(path: str, who: Who) -> None:
     """A key that lacks the path's scope is refused. What is under no scope needs only some key."""
     for prefix, scope in NEEDS:
@@ -201,10 +197,7 @@ def _name(host: str) -> str:
 async def _refuse(send: Send, path: str, error: LadderError) -> None:
     body: dict[str, Any] = error_body(error)
     status, headers = outcome(error).http_status, [(b"content-type", b"application/json")]
-    if isinstance(error, Forbidden):
-        status = 403
-        body["error"]["type"] = "permission_error"
-    elif isinstance(error, OverQuota):
+    if isinstance(error, OverQuota):
         body["error"] |= {"type": error.code if error.code == "insufficient_quota" else "requests", "code": error.code}
         wait = (b"retry-after", str(math.ceil(error.wait)).encode()), (b"retry-after-ms", b"%d" % (error.wait * 1000))
         headers += [*wait, *((name.encode(), value.encode()) for name, value in error.headers.items())]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ladderlm import store
-from ladderlm.errors import UsageError
+from ladderlm.errors import Forbidden
 from ladderlm.serve import accounts, files, jobs
 from ladderlm.serve.accounts import EVERYBODY, LOCAL, User, Who
 
@@ -45,7 +45,7 @@ def erase(user: str, by: Who = EVERYBODY) -> dict[str, int]:
     """
     found = accounts.find_user(user)
     if found.id == by.user and found.id != LOCAL:
-        raise UsageError("you cannot erase yourself", where="id", cure="ask another admin")
+        raise Forbidden("you cannot erase yourself", where="id", cure="ask another admin")
     for id in jobs.ids_of(found.id):
         jobs.forget(id)
     gone: dict[str, int] = {}

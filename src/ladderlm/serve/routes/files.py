@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, File, Form, Query, UploadFile
 from fastapi.responses import FileResponse
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
 from ladderlm.serve import files
 from ladderlm.serve.server import Caller
@@ -13,7 +15,8 @@ from ladderlm.serve.wire.files import FileDeleted, FileList, FileObject, Purpose
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 LONGEST = 30 * 86400  # seconds that a file which expires may stay
-Expiry = Annotated[int | None, Form(alias="expires_after[seconds]", ge=3600, le=LONGEST)]
+Lasting = Annotated[int, Field(ge=3600, le=LONGEST)]
+Absent = SkipJsonSchema[None]  # a form has no null
 
 
 @router.post("")
@@ -21,8 +24,8 @@ def upload(
     who: Caller,
     file: Annotated[UploadFile, File()],
     purpose: Annotated[Purpose, Form()],
-    anchor: Annotated[Literal["created_at"] | None, Form(alias="expires_after[anchor]")] = None,
-    seconds: Expiry = None,
+    anchor: Annotated[Literal["created_at"] | Absent, Form(alias="expires_after[anchor]")] = None,
+    seconds: Annotated[Lasting | Absent, Form(alias="expires_after[seconds]")] = None,
 ) -> FileObject:
     """Keeps a file. When this answers it is on the disk."""
     return FileObject.of(files.put(file.file, file.filename or "", purpose, who.user, expires_in=seconds))

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ladderlm.serve.accounts import Key, Limits, Role, Scope, User
-from ladderlm.serve.wire.base import Whole, Wire
+from ladderlm.serve.wire.base import AsWhole, Wire
 
 Name = Annotated[
     str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$")
 ]
-Limit = Annotated[Whole, Field(ge=1, le=10**12)]
+Limit = Annotated[int, Field(ge=1, le=10**12), AsWhole]
 Time = Annotated[float, Field(ge=0, le=10**11)]  # seconds since 1970
 
 
@@ -33,7 +33,7 @@ class KeyBody(Wire):
     name: Name
     user: str | None = None
     scopes: list[Scope] | None = None
-    expires_in: Annotated[float, Field(gt=0, le=10**10)] | None = None
+    expires_in: Annotated[float, Field(ge=1, le=10**10)] | None = None
     limits: LimitFields | None = None
 
 

@@ -37,7 +37,8 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+AsWhole = BeforeValidator(_whole)  # comes after the bounds, for a schema to tell them
+Whole = Annotated[int, AsWhole]
 Id = Annotated[Whole, Field(ge=0, le=2**31 - 1)]  # of a token
 
 

@@ -6,15 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from ladderlm.serve.wire.base import Object, Whole, Wire
+from ladderlm.serve.wire.base import AsWhole, Object, Wire
 from ladderlm.serve.wire.batches import Metadata
 
 Auto = Literal["auto"]
-Epochs = Auto | Annotated[Whole, Field(ge=1, le=1000)]
-BatchSize = Auto | Annotated[Whole, Field(ge=1, le=4096)]
+Epochs = Auto | Annotated[int, Field(ge=1, le=1000), AsWhole]
+BatchSize = Auto | Annotated[int, Field(ge=1, le=4096), AsWhole]
 Multiplier = Auto | Annotated[float, Field(gt=0, le=1000)]
 Beta = Auto | Annotated[float, Field(gt=0, le=100)]
-Count = Annotated[Whole, Field(ge=1, le=10**6)]
+Count = Annotated[int, Field(ge=1, le=10**6), AsWhole]
 
 
 class Hyperparameters(Wire):
@@ -81,13 +81,13 @@ class Settings(Wire):
     max_length: Count | None = None
     cut: bool | None = None
     lr: Annotated[float, Field(gt=0, le=10)] | None = None
-    warmup: Annotated[Whole, Field(ge=0, le=10**6)] | None = None
+    warmup: Annotated[int, Field(ge=0, le=10**6), AsWhole] | None = None
     cooldown: Annotated[float, Field(ge=0, le=1)] | None = None
-    samples: Annotated[Whole, Field(ge=2, le=1024)] | None = None
+    samples: Annotated[int, Field(ge=2, le=1024), AsWhole] | None = None
     prompts: Count | None = None
     max_tokens: Count | None = None
     skip_bad: bool | None = None
-    threads: Annotated[Whole, Field(ge=1, le=1024)] | None = None
+    threads: Annotated[int, Field(ge=1, le=1024), AsWhole] | None = None
     licence: Annotated[str, Field(max_length=200)] | None = None
 
 
@@ -98,7 +98,7 @@ class JobBody(Wire):
     method: Method | None = None
     hyperparameters: Hyperparameters | None = None
     suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-    seed: Annotated[Whole, Field(ge=0, le=2**31 - 1)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1), AsWhole] | None = None
     integrations: list[Any] | None = None
     metadata: Metadata | None = None
     settings: Settings | None = None
