@@ -160,7 +160,7 @@ async def _refused(request: Request, error: HTTPException) -> Response:
     """A path or method that is not there, or a body that is too large."""
     if error.status_code == 405:  # of all routes of this path, not of the first alone
         routes = [r for r in request.app.routes if isinstance(r, APIRoute) and r.path_regex.match(request.url.path)]
-        error.headers = {"allow": ", ".join(sorted({method for route in routes for method in route.methods}))}
+        error.headers = {"allow": ", ".join(sorted({method for route in routes for method in route.methods or ()}))}
     body = answers.error_body(LadderError(error.detail, where=request.url.path))
     body["error"]["type"] = "not_found_error" if error.status_code == 404 else "invalid_request_error"
     return JSONResponse(body, error.status_code, error.headers)

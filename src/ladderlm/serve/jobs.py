@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import secrets
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,8 @@ from ladderlm import store
 from ladderlm.errors import NotFound, UsageError
 from ladderlm.serve import files, processes, training
 from ladderlm.serve.accounts import Who
-from ladderlm.serve.wire.jobs import JobBody, JobObject
+from ladderlm.serve.files import File
+from ladderlm.serve.wire.jobs import JobBody, JobObject, PreviewObject, PreviewPiece
 from ladderlm.types import Run
 
 WAITING = ("validating_files", "queued")
@@ -68,11 +71,7 @@ def folder_of(id: str) -> Path:
 
 def create(who: Who, body: JobBody, reference: str) -> Job:
     """Checks the data and queues the job. When this returns it survives the server."""
-    if "#" in reference or "://" in reference:
-        cure = "ladderlm finetune --at URL tunes hosted models"
-        raise UsageError("that model is not on this machine", where="model", cure=cure)
-    training_file = files.get(body.training_file, who)
-    validation = files.get(body.validation_file, who) if body.validation_file else None
+    training_file, validation = _data(who, body, reference)
     id = f"ftjob-{secrets.token_hex(12)}"
     folder = store.make_dir(folder_of(id))
     try:
@@ -94,6 +93,30 @@ def create(who: Who, body: JobBody, reference: str) -> Job:
         tell(db, id, f"Created fine-tuning job: {id}")
         tell(db, id, f"Files validated, {material.records:,} rows; the job is queued", told.model_dump())
     return get(id, who)
+
+
+def _data(who: Who, body: JobBody, reference: str) -> tuple[File, File | None]:
+    """The files that a request names."""
+    if os.name != "posix":
+        raise UsageError("jobs need Linux or macOS", where="model", cure="ladderlm finetune, in a shell")
+    if "#" in reference or "://" in reference:
+        cure = "ladderlm finetune --at URL tunes hosted models"
+        raise UsageError("that model is not on this machine", where="model", cure=cure)
+    validation = files.get(body.validation_file, who) if body.validation_file else None
+    return files.get(body.training_file, who), validation
+
+
+def preview(who: Who, body: JobBody, reference: str) -> PreviewObject:
+    """What a job would learn, and take; nothing is begun."""
+    store.make_dir(store.home() / "jobs")
+    with tempfile.TemporaryDirectory(dir=store.home() / "jobs") as name:
+        material = training.prepare(body, Path(name), reference, *_data(who, body, reference))
+        told = training.estimate(body, material, reference, _pace(body.kind, body.model))
+        shown = [
+            [PreviewPiece(text=text, learnt=learnt) for text, learnt in training.pieces(record, reference)]
+            for record in material.first
+        ]
+        return PreviewObject(estimate=told, records=shown)
 
 
 def _name(wanted: str, id: str) -> str:

@@ -16,14 +16,21 @@ from ladderlm.serve.wire.jobs import (
     JobBody,
     JobList,
     JobObject,
+    PreviewObject,
 )
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
 After = Annotated[str | None, Query(max_length=100)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 
-@router.post("")
+@router.post("/preview")
+def preview_job(body: JobBody, who: Caller, server: Here) -> PreviewObject:
+    """What a job of this request would learn and take; nothing is begun."""
+    return jobs.preview(who, body, server.models.reference(server.models.resolve(body.model)))
+
+
+@router.post("/jobs")
 def create_job(body: JobBody, who: Caller, server: Here) -> JobObject:
     """Checks the data and queues a job. When this answers it survives the server."""
     made = jobs.create(who, body, server.models.reference(server.models.resolve(body.model)))
@@ -31,20 +38,20 @@ def create_job(body: JobBody, who: Caller, server: Here) -> JobObject:
     return jobs.to_wire(made)
 
 
-@router.get("")
+@router.get("/jobs")
 def list_jobs(who: Caller, after: After = None, limit: Limit = 20) -> JobList:
     """One's own, the latest first."""
     found, more = jobs.listed(who, after, limit)
     return JobList(data=[jobs.to_wire(job) for job in found], has_more=more)
 
 
-@router.get("/{id}")
+@router.get("/jobs/{id}")
 def job(id: str, who: Caller) -> JobObject:
     """How far it is, and what came of it."""
     return jobs.to_wire(jobs.get(id, who))
 
 
-@router.post("/{id}/cancel")
+@router.post("/jobs/{id}/cancel")
 def cancel_job(id: str, who: Caller, server: Here) -> JobObject:
     """Ends it for good."""
     found = jobs.cancel(id, who)
@@ -52,7 +59,7 @@ def cancel_job(id: str, who: Caller, server: Here) -> JobObject:
     return jobs.to_wire(found)
 
 
-@router.post("/{id}/pause")
+@router.post("/jobs/{id}/pause")
 def pause_job(id: str, who: Caller, server: Here) -> JobObject:
     """Ends its process at the next step, with a checkpoint to go on from."""
     found = jobs.pause(id, who)
@@ -60,7 +67,7 @@ def pause_job(id: str, who: Caller, server: Here) -> JobObject:
     return jobs.to_wire(found)
 
 
-@router.post("/{id}/resume")
+@router.post("/jobs/{id}/resume")
 def resume_job(id: str, who: Caller, server: Here) -> JobObject:
     """Goes on from the checkpoint, to the same bits."""
     found = jobs.resume(id, who)
@@ -68,14 +75,14 @@ def resume_job(id: str, who: Caller, server: Here) -> JobObject:
     return jobs.to_wire(found)
 
 
-@router.get("/{id}/events")
+@router.get("/jobs/{id}/events")
 def job_events(id: str, who: Caller, after: After = None, limit: Limit = 20) -> EventList:
     """What it told, the latest first."""
     found, more = jobs.events(id, who, after, limit)
     return EventList(data=[EventObject(**event) for event in found], has_more=more)
 
 
-@router.get("/{id}/checkpoints")
+@router.get("/jobs/{id}/checkpoints")
 def job_checkpoints(id: str, who: Caller, after: After = None, limit: Limit = 10) -> CheckpointList:
     """Models of this job that can be used: the one that it ended with."""
     found = [CheckpointObject(**made) for made in jobs.checkpoints(jobs.get(id, who))] if after is None else []
