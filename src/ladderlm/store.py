@@ -22,12 +22,33 @@ from ladderlm.types import Run
 # mkstemp makes private files; what is finished gets the usual permissions. Reading the mask means setting it.
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 3
 CACHE_BYTES = 64 * 10**9  # of packed weights, where the disk is large enough
 _SCHEMA = (
     """
     CREATE TABLE conversations (id INTEGER PRIMARY KEY, created REAL, model TEXT, conversation TEXT, sampling TEXT);
     CREATE TABLE templates (name TEXT PRIMARY KEY, body TEXT NOT NULL, system TEXT, created REAL);
+    """,
+    "",
+    """
+    CREATE TABLE chats (id TEXT PRIMARY KEY, owner TEXT NOT NULL, title TEXT NOT NULL, folder TEXT NOT NULL,
+        system TEXT NOT NULL, settings TEXT NOT NULL, leaf TEXT, created REAL NOT NULL, updated REAL NOT NULL);
+    CREATE INDEX chats_by_owner ON chats (owner, updated);
+    CREATE TABLE messages (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, chat TEXT NOT NULL, parent TEXT,
+        role TEXT NOT NULL, content TEXT NOT NULL, told TEXT NOT NULL, created REAL NOT NULL);
+    CREATE INDEX messages_by_parent ON messages (chat, parent);
+    CREATE TABLE message_tokens (message TEXT PRIMARY KEY, tokens TEXT NOT NULL);
+    CREATE VIRTUAL TABLE message_search USING fts5(content, content=messages, content_rowid=number);
+    CREATE TRIGGER message_made AFTER INSERT ON messages BEGIN
+        INSERT INTO message_search (rowid, content) VALUES (new.number, new.content); END;
+    CREATE TRIGGER message_gone AFTER DELETE ON messages BEGIN
+        INSERT INTO message_search (message_search, rowid, content) VALUES ('delete', old.number, old.content); END;
+    CREATE TRIGGER message_changed AFTER UPDATE OF content ON messages BEGIN
+        INSERT INTO message_search (message_search, rowid, content) VALUES ('delete', old.number, old.content);
+        INSERT INTO message_search (rowid, content) VALUES (new.number, new.content); END;
+    CREATE TABLE presets (owner TEXT NOT NULL, name TEXT NOT NULL, body TEXT NOT NULL, created REAL NOT NULL,
+        PRIMARY KEY (owner, name));
+    CREATE TABLE votes (id TEXT PRIMARY KEY, owner TEXT NOT NULL, body TEXT NOT NULL, created REAL NOT NULL);
     """,
 )
 

@@ -17,11 +17,12 @@ from ladderlm.serve.answers import error_body
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# The page is our own files only: no inline script or style, no other site, no markup made from strings.
+# The page is our own files only: no inline script or style, no other site, no markup made from strings
+# (the one policy of trusted types gives the address of the page's own worker).
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; manifest-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'"
+    "require-trusted-types-for 'script'; trusted-types worker"
 )
 HEADERS = [
     (b"content-security-policy", _POLICY.encode()),
@@ -56,7 +57,8 @@ class Door:
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *HEADERS]
+                own = message.get("headers", [])  # a route may set one of these itself
+                message["headers"] = [*own, *(pair for pair in HEADERS if pair[0] not in {name for name, _ in own})]
             await send(message)
 
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
