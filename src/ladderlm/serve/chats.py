@@ -22,7 +22,7 @@ from ladderlm.types import Record
 
 Object = dict[str, Any]
 
-LOCAL = "local"  # who a server without accounts serves
+LOCAL = "user-local"  # who a server without accounts serves
 FORMAT = 1
 MOST = 500  # rows in one page of a list
 _CHAT = "id, title, folder, system, settings, leaf, created, updated"
@@ -48,7 +48,7 @@ def list_chats(owner: str, *, limit: int = 50, before: float | None = None) -> l
     """The latest first; `before` is the `updated` of the last one seen."""
     with _database() as db:
         rows = db.execute(
-            f"SELECT {_CHAT} FROM chats WHERE owner = ? AND updated < ? ORDER BY updated DESC LIMIT ?",  # noqa: S608
+            f"SELECT {_CHAT} FROM chats WHERE user = ? AND updated < ? ORDER BY updated DESC LIMIT ?",  # noqa: S608
             (owner, before or 1e18, limit),
         )
         return [_chat(row) for row in rows]
@@ -98,16 +98,16 @@ def delete_chat(owner: str, chat: str) -> None:
 def delete_all(owner: str) -> int:
     """Erases everything of one owner: chats, presets and votes. Returns how many chats went."""
     with _database() as db:
-        found = [row["id"] for row in db.execute("SELECT id FROM chats WHERE owner = ?", (owner,))]
+        found = [row["id"] for row in db.execute("SELECT id FROM chats WHERE user = ?", (owner,))]
         _delete(db, found)
-        db.execute("DELETE FROM presets WHERE owner = ?", (owner,))
-        db.execute("DELETE FROM votes WHERE owner = ?", (owner,))
+        db.execute("DELETE FROM presets WHERE user = ?", (owner,))
+        db.execute("DELETE FROM votes WHERE user = ?", (owner,))
     return len(found)
 
 
 def _delete(db: sqlite3.Connection, chats: Iterable[str]) -> None:
     for chat in chats:
-        db.execute("DELETE FROM message_tokens WHERE message IN (SELECT id FROM messages WHERE chat = ?)", (chat,))
+        db.execute("DELETE FROM message_tokens WHERE chat = ?", (chat,))
         db.execute("DELETE FROM messages WHERE chat = ?", (chat,))
         db.execute("DELETE FROM chats WHERE id = ?", (chat,))
 
@@ -174,7 +174,7 @@ def _put(db: sqlite3.Connection, chat: str, fields: Mapping[str, Any]) -> str:
     else:
         db.execute("UPDATE messages SET content = ?, told = ? WHERE id = ?", (fields["content"], told, name))
     if fields.get("tokens"):
-        db.execute("INSERT OR REPLACE INTO message_tokens VALUES (?, ?)", (name, _json(fields["tokens"])))
+        db.execute("INSERT OR REPLACE INTO message_tokens VALUES (?, ?, ?)", (name, chat, _json(fields["tokens"])))
     return name
 
 
@@ -218,14 +218,14 @@ def search(owner: str, query: str, *, limit: int = 30) -> list[Object]:
             SELECT c.id, c.title, c.folder, c.updated, m.id AS message, m.role,
                 snippet(message_search, 0, char(1), char(2), '…', 16) AS excerpt
             FROM message_search JOIN messages m ON m.number = message_search.rowid JOIN chats c ON c.id = m.chat
-            WHERE message_search MATCH ? AND c.owner = ? ORDER BY rank LIMIT ?
+            WHERE message_search MATCH ? AND c.user = ? ORDER BY rank LIMIT ?
             """,
             (match, owner, limit),
         ).fetchall()
         like = "%" + "%".join(words) + "%"
         titled = db.execute(
             "SELECT id, title, folder, updated, NULL AS message, '' AS role, '' AS excerpt FROM chats "
-            "WHERE owner = ? AND title LIKE ? ORDER BY updated DESC LIMIT ?",
+            "WHERE user = ? AND title LIKE ? ORDER BY updated DESC LIMIT ?",
             (owner, like, limit),
         ).fetchall()
     found: dict[str, Object] = {}
@@ -240,7 +240,7 @@ def search(owner: str, query: str, *, limit: int = 30) -> list[Object]:
 def export(owner: str, chats: Iterable[str] | None = None) -> Iterator[Object]:
     """Whole chats, with settings, timings and tokens, the oldest first; all of them unless some are named."""
     with _database() as db:
-        every = "SELECT id FROM chats WHERE owner = ? ORDER BY created"
+        every = "SELECT id FROM chats WHERE user = ? ORDER BY created"
         names = [row["id"] for row in db.execute(every, (owner,))] if chats is None else list(chats)
         for name in names:
             rows = db.execute(
@@ -281,7 +281,7 @@ def import_chats(owner: str, chats: Iterable[Mapping[str, Any]]) -> int:
 
 def list_presets(owner: str) -> list[Object]:
     with _database() as db:
-        rows = db.execute("SELECT name, body FROM presets WHERE owner = ? ORDER BY name", (owner,))
+        rows = db.execute("SELECT name, body FROM presets WHERE user = ? ORDER BY name", (owner,))
         return [{**json.loads(row["body"]), "name": row["name"]} for row in rows]
 
 
@@ -293,7 +293,7 @@ def put_preset(owner: str, name: str, body: Mapping[str, Any]) -> Object:
 
 def delete_preset(owner: str, name: str) -> None:
     with _database() as db:
-        if not db.execute("DELETE FROM presets WHERE owner = ? AND name = ?", (owner, name)).rowcount:
+        if not db.execute("DELETE FROM presets WHERE user = ? AND name = ?", (owner, name)).rowcount:
             raise NotFound(f"no preset {name!r}", where="name")
 
 
@@ -306,7 +306,7 @@ def add_vote(owner: str, body: Mapping[str, Any]) -> Object:
 
 def list_votes(owner: str) -> list[Object]:
     with _database() as db:
-        rows = db.execute("SELECT id, body, created FROM votes WHERE owner = ? ORDER BY created", (owner,))
+        rows = db.execute("SELECT id, body, created FROM votes WHERE user = ? ORDER BY created", (owner,))
         return [{"id": row["id"], **json.loads(row["body"]), "created": row["created"]} for row in rows]
 
 
@@ -345,7 +345,7 @@ def _prompt(vote: Mapping[str, Any]) -> Object:
 
 def _own(db: sqlite3.Connection, owner: str, chat: str) -> sqlite3.Row:
     row: sqlite3.Row | None = db.execute(
-        f"SELECT {_CHAT} FROM chats WHERE id = ? AND owner = ?",  # noqa: S608
+        f"SELECT {_CHAT} FROM chats WHERE id = ? AND user = ?",  # noqa: S608
         (chat, owner),
     ).fetchone()
     if row is None:
