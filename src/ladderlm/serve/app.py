@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mimetypes
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,14 @@ from ladderlm import __version__
 from ladderlm.errors import LadderError, UsageError, outcome
 from ladderlm.serve import answers
 from ladderlm.serve.bridge import Bridge
-from ladderlm.serve.door import Door
+from ladderlm.serve.door import POLICY, Door
 from ladderlm.serve.models import Models
 from ladderlm.serve.routes import chat, chats, models, raw, runs
 from ladderlm.serve.server import Server
 from ladderlm.serve.wire.base import ErrorBody, complaint
 
 PAGE = Path(__file__).parent / "page"
+mimetypes.add_type("application/manifest+json", ".webmanifest")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 ROUTERS = (models.router, chat.router, raw.router, chats.router, runs.router)
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -41,11 +45,12 @@ def build_app(
     key: str | None = None,
     body_limit: int = 4 * 2**20,
     timeout: float = 600.0,
+    embed: tuple[str, ...] = (),
 ) -> FastAPI:
     """The ASGI application.
 
     `hosts` are the names it answers to (None: any), `key` guards /v1, `body_limit` is in bytes, `timeout` in seconds
-    ends a generation.
+    ends a generation. `embed`: origins of the sites that may show the chat widget.
     """
     handlers: Any = {
         LadderError: _failed, HTTPException: _refused, RequestValidationError: _invalid, Exception: _failed,
@@ -57,7 +62,7 @@ def build_app(
     app.state.server = Server(catalogue, bridge or Bridge(), timeout)
     for router in ROUTERS:
         app.include_router(router)
-    app.router.routes.append(_PageAt("/", _Page(directory=PAGE, html=True)))
+    app.router.routes.append(_PageAt("/", _Page(embed)))
     app.add_middleware(Door, hosts=hosts, key=key, body_limit=body_limit)
     return app
 
@@ -70,12 +75,33 @@ class _PageAt(Mount):
 
 
 class _Page(StaticFiles):
-    """The page's files; a browser asks again each time, and gets "not modified"."""
+    """The page's files. A browser keeps what has its hash in its name, and asks again for all else. The widget may
+    stand in a frame of the sites in `embed`; nowhere without them."""
 
-    def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        response = super().file_response(*args, **kwargs)
-        response.headers["cache-control"] = "no-cache"
+    def __init__(self, embed: tuple[str, ...]) -> None:
+        super().__init__(directory=PAGE, html=True, check_dir=False)
+        self._embed = embed
+
+    def file_response(self, full_path: Any, stat_result: Any, scope: Scope, status_code: int = 200) -> Response:
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        path = Path(full_path)
+        name, kept = path.name, path.parent.name == "assets"
+        response.headers["cache-control"] = "public, max-age=31536000, immutable" if kept else "no-cache"
+        if self._embed and name == "widget.html":
+            policy = POLICY.replace("frame-ancestors 'none'", f"frame-ancestors {' '.join(self._embed)}")
+            response.headers["content-security-policy"] = policy
+            response.headers["x-frame-options"] = "ALLOWALL"  # no such value: the policy above decides
+        elif self._embed and name == "widget.js":
+            response.headers["cross-origin-resource-policy"] = "cross-origin"
         return response
+
+
+def origins(given: Sequence[str]) -> tuple[str, ...]:
+    """Origins as browsers name them. UsageError for what is none."""
+    for origin in given:
+        if not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?", origin):
+            raise UsageError("not an origin", where=f"embed={origin}", cure="such as https://www.example.org")
+    return tuple(given)
 
 
 def _operation(route: APIRoute) -> str:

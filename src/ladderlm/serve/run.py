@@ -36,6 +36,7 @@ class ServeConfig:
     kv_cache_dtype: KVType = option("auto", KV_CACHE_DTYPE)
     draft: str | None = option(None, DRAFT)
     timeout: float = option(600.0, "seconds after which an answer is broken off")
+    embed: tuple[str, ...] = option((), "origins of sites that may show the chat widget, such as https://example.org")
     json: bool = option(False, "print the address as JSON")
 
 
@@ -44,7 +45,7 @@ def run(config: ServeConfig) -> None:
     try:
         import uvicorn
 
-        from ladderlm.serve.app import LOOPBACK_NAMES, build_app
+        from ladderlm.serve.app import LOOPBACK_NAMES, build_app, origins
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "starlette", "serve") from None
     key = os.environ.get(KEY_VARIABLE)
@@ -54,6 +55,7 @@ def run(config: ServeConfig) -> None:
         raise AuthError("a key is needed to serve beyond this machine", where=f"--host {config.host}", cure=cure)
     if config.keep < 1 or config.timeout <= 0:
         raise UsageError("keep must be at least 1 and timeout above 0", where=f"keep={config.keep}")
+    embed = origins(config.embed)
     refs = config.models or (config.default or DEFAULT_MODEL,)
     models = Models(
         refs, default=config.default or None, keep=config.keep, device=config.device,
@@ -63,7 +65,7 @@ def run(config: ServeConfig) -> None:
     bridge = Bridge()
     with contextlib.closing(_bind(config.host, config.port)) as listening:
         hosts = (*LOOPBACK_NAMES, config.host) if local else None
-        app = build_app(models, bridge=bridge, hosts=hosts, key=key, timeout=config.timeout)
+        app = build_app(models, bridge=bridge, hosts=hosts, key=key, timeout=config.timeout, embed=embed)
         settings = uvicorn.Config(
             app, log_level="error", access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=1
         )
