@@ -166,7 +166,7 @@ def test_markdown_code_and_maths(opened: Any) -> None:
     rich = "# Title\n- one\n- two\n\n```py\nx = 1  # one\n```\n1. a\n2. b\n\n|a|b|\n|-|-:|\n|1|2|\n\n$$\\frac{1}{2}$$ and $x^2$ for $5 and $6."
     opened.ask(rich)
     opened.done()
-    expect(opened.answer.locator("h3")).to_have_text("Title")
+    expect(opened.answer.locator("h2")).to_have_text("Title")
     expect(opened.answer.locator("pre code")).to_have_text("x = 1  # one")
     expect(opened.answer.locator(".hljs-comment")).to_have_text("# one")
     assert opened.answer.locator("ul li").count() == opened.answer.locator("ol li").count() == 2
@@ -193,7 +193,9 @@ def test_files_are_read_into_the_prompt(opened: Any) -> None:
     assert "the secret is 42" in asked
     assert asked.endswith("what is it?")
     expect(page.locator(".attached")).to_contain_text("notes.txt")
-    page.set_input_files("#attach", {"name": "x.bin", "mimeType": "application/octet-stream", "buffer": b"\xff\xfe\x00"})
+    page.set_input_files(
+        "#attach", {"name": "x.bin", "mimeType": "application/octet-stream", "buffer": b"\xff\xfe\x00"}
+    )
     expect(page.locator("#notice")).to_contain_text("not text")
 
 
