@@ -163,7 +163,8 @@ def test_settings_travel_and_presets_are_kept(opened: Any) -> None:
 
 def test_markdown_code_and_maths(opened: Any) -> None:
     page = opened.page
-    rich = "# Title\n- one\n- two\n\n```py\nx = 1  # one\n```\n1. a\n2. b\n\n|a|b|\n|-|-:|\n|1|2|\n\n$$\\frac{1}{2}$$ and $x^2$ for $5 and $6."
+    rich = "# Title\n- one\n- two\n\n```py\nx = 1  # one\n```\n1. a\n2. b\n\n|a|b|\n|-|-:|\n|1|2|\n\n"
+    rich += "$$\\frac{1}{2}$$ and $x^2$ for $5 and $6."
     opened.ask(rich)
     opened.done()
     expect(opened.answer.locator("h2")).to_have_text("Title")

@@ -38,12 +38,14 @@ HOSTILE = [
     f"![pic]({FAR}/p.png?q=secret) ![pic][r]\n\n[r]: {FAR}/r.png",
     f"[![pic]({FAR}/i.png)]({FAR}/link)",
     "[bad](javascript:window.hit=1) [bad](JaVaScRiPt:window.hit=1) [bad](&#106;avascript:window.hit=1)",
-    "[bad](data:text/html,<script>parent.hit=1</script>) [bad](vbscript:x) [bad](//far.example/x) [bad](\tjavascript:window.hit=1)",
+    "[bad](data:text/html,<script>parent.hit=1</script>) [bad](vbscript:x) [bad](//far.example/x)",
+    "[bad](\tjavascript:window.hit=1)",
     "<javascript:window.hit=1> <a href='javascript:window.hit=1'>x</a>",
     "```html\n<script>window.hit=1</script><img src=x onerror=window.hit=1>\n```",
     "```\"><img src=x onerror=window.hit=1>\nx\n```",
     "`<img src=x onerror=window.hit=1>`",
-    "| <img src=x onerror=window.hit=1> | b |\n|---|---|\n| <script>window.hit=1</script> | ![x](http://far.example/t.png) |",
+    "| <img src=x onerror=window.hit=1> | b |\n|---|---|\n| <script>window.hit=1</script> | ![x]("
+    "http://far.example/t.png) |",
     "- [ ] <img src=x onerror=window.hit=1>\n- [x] ![x](http://far.example/l.png)",
     "# <img src=x onerror=window.hit=1>\n\n> <script>window.hit=1</script>",
     r"$\href{javascript:window.hit=1}{x}$ $\includegraphics{http://far.example/m.png}$ $\url{javascript:window.hit=1}$",
@@ -146,7 +148,8 @@ def test_the_app_installs_and_keeps_only_its_shell(opened: Any) -> None:
         """async () => {
             const names = await caches.keys();
             const found = [];
-            for (const name of names) for (const r of await (await caches.open(name)).keys()) found.push(new URL(r.url).pathname);
+            for (const name of names)
+                for (const r of await (await caches.open(name)).keys()) found.push(new URL(r.url).pathname);
             return found;
         }"""
     )

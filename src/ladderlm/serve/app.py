@@ -82,6 +82,11 @@ class _Page(StaticFiles):
         super().__init__(directory=PAGE, html=True, check_dir=False)
         self._embed = embed
 
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        if not (PAGE / "index.html").exists():
+            raise HTTPException(404, "the page is not built: installing the package builds it (pip install -e .)")
+        return await super().get_response(path, scope)
+
     def file_response(self, full_path: Any, stat_result: Any, scope: Scope, status_code: int = 200) -> Response:
         response = super().file_response(full_path, stat_result, scope, status_code)
         path = Path(full_path)
