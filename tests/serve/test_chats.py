@@ -195,3 +195,34 @@ def test_only_origins_may_embed() -> None:
     for wrong in ("*", "https://a.example/x", "a.example", "https://a.example; script-src *", "https://a.example\n"):
         with pytest.raises(ValueError, match="not an origin"):
             origins([wrong])
+
+
+def test_a_fine_tuning_is_looked_at_before_it_is_begun(default_model: str) -> None:
+    pytest.importorskip("torch")
+    app = build_app(Models((default_model,), opener=lambda ref: EchoChat()))
+    client, name = TestClient(app, base_url="http://localhost"), Path(default_model).stem
+    rows = [
+        {"messages": [{"role": "user", "content": f"Q {i}"}, {"role": "assistant", "content": f"A {i}"}]}
+        for i in range(9)
+    ]
+    text = "\n".join([*map(json.dumps, rows), "{broken"])
+    body = {"model": name, "name": "rows.jsonl", "text": text, "bytes": 2 * len(text), "records": 2}
+    found = client.post("/v1/runs/preview", json=body).json()
+    assert len(found["records"]) == 2
+    learnt = "".join(piece["text"] for piece in found["records"][0] if piece["learnt"])
+    given = "".join(piece["text"] for piece in found["records"][0] if not piece["learnt"])
+    assert learnt.startswith("A ")
+    assert "Q " in given
+    assert [row["line"] for row in found["bad"]] == [10]
+    assert found["share"] == 0.5
+    estimate = found["estimate"]
+    assert estimate["tokens"] == pytest.approx(2 * found["lengths"]["tokens"])
+    assert 5e8 < estimate["memory_bytes"] < 4e9
+    for wrong in (
+        {"name": "rows.exe"},
+        {"method": "magic"},
+        {"text": ""},
+        {"model": "nowhere"},
+        {"model": default_model},
+    ):
+        assert client.post("/v1/runs/preview", json={**body, **wrong}).status_code in (400, 404)

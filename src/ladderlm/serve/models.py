@@ -90,6 +90,10 @@ class Models:
             raise NotFound(f"no model {chosen!r}", where="model", cure=nearest(chosen, names))
         return chosen
 
+    def reference(self, name: str) -> str:
+        """What a model that is served as `name` is called everywhere else."""
+        return self._refs.get(name, name)
+
     def state(self, name: str) -> str:
         """ "ready", "loading", "failed" or "idle" (not opened yet)."""
         slot = self._slots.get(name)

@@ -20,7 +20,7 @@ WIDTH = 4  # bytes of a weight, a gradient and each of two moments
 PASSES = 2.0  # of the whole model a token costs: forward and back through frozen weights
 
 
-def preview(body: PreviewBody) -> dict[str, Any]:
+def preview(body: PreviewBody, reference: str) -> dict[str, Any]:
     """Raises MissingExtra without torch, LadderError where the file cannot be trained on."""
     try:
         import torch  # noqa: F401
@@ -36,12 +36,12 @@ def preview(body: PreviewBody) -> dict[str, Any]:
     method = body.method or "lora"
     if method not in METHODS:
         raise UsageError(f"unknown method {method!r}", where="method", cure="known: " + ", ".join(METHODS))
-    files = open_model(body.model)
+    files = open_model(reference)
     with tempfile.TemporaryDirectory(prefix="ladderlm-look-") as folder:
         data = Path(folder) / f"data{suffix}"
         data.write_text(body.text, encoding="utf-8")
         config = FinetuneConfig(
-            data=str(data), model=body.model, skip_bad=True, cut=True, method=method, epochs=body.epochs or 1.0
+            data=str(data), model=reference, skip_bad=True, cut=True, method=method, epochs=body.epochs or 1.0
         )
         material = load_material(config, files)
         shown = [material.task.pieces(record) for record in material.records[: body.records or SHOWN]]
@@ -61,6 +61,7 @@ def preview(body: PreviewBody) -> dict[str, Any]:
 
 def _estimate(config: FinetuneConfig, files: ModelFiles, material: Material, share: float) -> dict[str, Any]:
     """Guessed from the model's size and this machine's speed; nothing is tried out."""
+    from ladderlm.nn.loss import ROWS
     from ladderlm.train.derive import peak_flops, settled, token_flops
     from ladderlm.train.memory import GROWTH, available
     from ladderlm.train.plan import USUAL_MFU
@@ -70,9 +71,10 @@ def _estimate(config: FinetuneConfig, files: ModelFiles, material: Material, sha
     flops = token_flops(arch, min(config.max_length, material.lengths.longest)) * _share_of_work(config.method)
     seconds = tokens * flops / (USUAL_MFU * peak_flops("cpu", settled(config.precision, "cpu")))
     trained = arch.parameters if config.method == "full" else arch.parameters // 50
-    room = min(config.batch_tokens, material.lengths.longest * material.lengths.records)
-    activations = WIDTH * room * (arch.layers * (8 * arch.dim + 3 * arch.hidden) + 2 * arch.vocab_size)
-    memory = round((WIDTH * arch.parameters + 3 * WIDTH * trained + activations) * GROWTH)
+    batch = min(config.batch_tokens * material.lengths.fill, material.lengths.tokens)
+    activations = WIDTH * batch * arch.layers * (8 * arch.dim + 3 * arch.hidden)
+    logits = 2 * WIDTH * min(ROWS, batch) * arch.vocab_size
+    memory = round(WIDTH * arch.parameters + 3 * WIDTH * trained + (activations + logits) * GROWTH)
     return {
         "tokens": round(tokens),
         "steps": max(1, round(material.packing.batches_in(config.epochs) / share)),

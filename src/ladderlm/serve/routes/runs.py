@@ -56,7 +56,7 @@ def catalogue(server: Here) -> Response:
     return JSONResponse({"object": "list", "data": data})
 
 
-@router.post("/fine_tuning/preview")
-def preview_tuning(body: PreviewBody) -> Response:
+@router.post("/runs/preview")
+def preview_tuning(body: PreviewBody, server: Here) -> Response:
     """The first records as the model would read them, what is learnt marked; lengths, bad rows, time and memory."""
-    return JSONResponse(preview.preview(body))
+    return JSONResponse(preview.preview(body, server.models.reference(server.models.resolve(body.model))))

@@ -1,4 +1,4 @@
-"""POST /v1/fine_tuning/preview."""
+"""POST /v1/runs/preview."""
 
 from __future__ import annotations
 
