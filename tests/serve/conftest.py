@@ -99,7 +99,15 @@ def open_page(browser: Any, workspace: Path) -> Iterator[Opener]:
     ends: list[Callable[[], None]] = []
     opened: list[Open] = []
 
-    def make(width: int = 1200, height: int = 800, *, dark: bool = False, touch: bool = False, **settings: Any) -> Open:
+    def make(
+        width: int = 1200,
+        height: int = 800,
+        *,
+        dark: bool = False,
+        touch: bool = False,
+        worker: bool = False,
+        **settings: Any,
+    ) -> Open:
         chats: dict[str, Chat] = {"echo": EchoChat(), "scripted": Scripted(), "endless": Endless()}
         server = served(Models(tuple(chats), opener=lambda ref: chats.get(ref) or EchoChat()), **settings)
         url = server.__enter__()
@@ -107,6 +115,7 @@ def open_page(browser: Any, workspace: Path) -> Iterator[Opener]:
         context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", has_touch=touch,
             is_mobile=touch, accept_downloads=True,
+            service_workers="allow" if worker else "block",  # what a worker lets pass cannot be played by a test
         )  # fmt: skip
         context.set_default_timeout(15_000)
         ends.append(context.close)

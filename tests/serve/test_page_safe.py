@@ -137,7 +137,8 @@ def test_the_page_is_light_and_quick(opened: Any, built_page: Path) -> None:
     assert min(paints) < 1000
 
 
-def test_the_app_installs_and_keeps_only_its_shell(opened: Any) -> None:
+def test_the_app_installs_and_keeps_only_its_shell(open_page: Any) -> None:
+    opened = open_page(worker=True)
     page = opened.page
     assert page.evaluate("navigator.serviceWorker.ready.then(r => r.active !== null)")
     opened.ask("kept by the server alone")
