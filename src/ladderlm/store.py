@@ -61,6 +61,28 @@ _SCHEMA = (
         type TEXT NOT NULL, message TEXT NOT NULL, data TEXT NOT NULL);
     CREATE INDEX events_of_job ON job_events (job, id);
     """,
+    # What the page keeps: chats as trees of messages, with their text to search in; presets; votes.
+    """
+    CREATE TABLE chats (id TEXT PRIMARY KEY, user TEXT NOT NULL, title TEXT NOT NULL, folder TEXT NOT NULL,
+        system TEXT NOT NULL, settings TEXT NOT NULL, leaf TEXT, created REAL NOT NULL, updated REAL NOT NULL);
+    CREATE INDEX chats_by_user ON chats (user, updated);
+    CREATE TABLE messages (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, chat TEXT NOT NULL, parent TEXT,
+        role TEXT NOT NULL, content TEXT NOT NULL, told TEXT NOT NULL, created REAL NOT NULL);
+    CREATE INDEX messages_by_parent ON messages (chat, parent);
+    CREATE TABLE message_tokens (message TEXT PRIMARY KEY, chat TEXT NOT NULL, tokens TEXT NOT NULL);
+    CREATE INDEX message_tokens_by_chat ON message_tokens (chat);
+    CREATE VIRTUAL TABLE message_search USING fts5(content, content=messages, content_rowid=number);
+    CREATE TRIGGER message_made AFTER INSERT ON messages BEGIN
+        INSERT INTO message_search (rowid, content) VALUES (new.number, new.content); END;
+    CREATE TRIGGER message_gone AFTER DELETE ON messages BEGIN
+        INSERT INTO message_search (message_search, rowid, content) VALUES ('delete', old.number, old.content); END;
+    CREATE TRIGGER message_changed AFTER UPDATE OF content ON messages BEGIN
+        INSERT INTO message_search (message_search, rowid, content) VALUES ('delete', old.number, old.content);
+        INSERT INTO message_search (rowid, content) VALUES (new.number, new.content); END;
+    CREATE TABLE presets (user TEXT NOT NULL, name TEXT NOT NULL, body TEXT NOT NULL, created REAL NOT NULL,
+        PRIMARY KEY (user, name));
+    CREATE TABLE votes (id TEXT PRIMARY KEY, user TEXT NOT NULL, body TEXT NOT NULL, created REAL NOT NULL);
+    """,
 )
 SCHEMA_VERSION = len(_SCHEMA)
 

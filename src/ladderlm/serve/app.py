@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import mimetypes
+import re
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,17 @@ from ladderlm.serve import answers
 from ladderlm.serve.accounts import Accounts
 from ladderlm.serve.batches import Batches
 from ladderlm.serve.bridge import Bridge
-from ladderlm.serve.door import Door
+from ladderlm.serve.door import POLICY, Door
 from ladderlm.serve.files import sweep
 from ladderlm.serve.log import RequestLog, forget
 from ladderlm.serve.models import Models
-from ladderlm.serve.routes import accounts, batches, chat, files, jobs, models, raw, usage
+from ladderlm.serve.routes import accounts, batches, chat, chats, files, jobs, models, raw, runs, usage
 from ladderlm.serve.server import Server
 from ladderlm.serve.wire.base import ErrorBody, complaint
 
 _log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
+mimetypes.add_type("application/manifest+json", ".webmanifest")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 TIDY = 600.0  # seconds
 PROBES = ("/health", "/ready")  # which need no key
@@ -42,6 +45,8 @@ ROUTERS = (
     models.router,
     chat.router,
     raw.router,
+    chats.router,
+    runs.router,
     accounts.router,
     usage.router,
     files.router,
@@ -65,11 +70,13 @@ def build_app(
     upload_limit: int = 512 * 2**20,
     timeout: float = 600.0,
     log: RequestLog | None = None,
+    embed: tuple[str, ...] = (),
 ) -> FastAPI:
     """The ASGI application.
 
     `hosts` are the names it answers to (None: any), `key` is the local admin's beside those of the database; `guarded`:
-    a key is needed though there is none yet. Limits are in bytes, `timeout` in seconds ends a generation.
+    a key is needed though there is none yet. Limits are in bytes, `timeout` in seconds ends a generation. `embed`:
+    origins of the sites that may show the chat widget.
     """
     log, known = log or RequestLog(), Accounts(key, guarded=guarded)
     handlers: Any = {
@@ -82,7 +89,7 @@ def build_app(
     app.state.server = Server(catalogue, bridge or Bridge(), timeout, log, Batches(known))
     for router in ROUTERS:
         app.include_router(router)
-    app.router.routes.append(_PageAt("/", _Page(directory=PAGE, html=True)))
+    app.router.routes.append(_PageAt("/", _Page(embed)))
     page = {"/" + path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*") if path.is_file()}
     app.add_middleware(
         Door, hosts=hosts, accounts=known, log=log, public={"/", *PROBES, *page},
@@ -125,12 +132,38 @@ class _PageAt(Mount):
 
 
 class _Page(StaticFiles):
-    """The page's files; a browser asks again each time, and gets "not modified"."""
+    """The page's files. A browser keeps what has its hash in its name, and asks again for all else. The widget may
+    stand in a frame of the sites in `embed`; nowhere without them."""
 
-    def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        response = super().file_response(*args, **kwargs)
-        response.headers["cache-control"] = "no-cache"
+    def __init__(self, embed: tuple[str, ...]) -> None:
+        super().__init__(directory=PAGE, html=True, check_dir=False)
+        self._embed = embed
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        if not (PAGE / "index.html").exists():
+            raise HTTPException(404, "the page is not built: installing the package builds it (pip install -e .)")
+        return await super().get_response(path, scope)
+
+    def file_response(self, full_path: Any, stat_result: Any, scope: Scope, status_code: int = 200) -> Response:
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        path = Path(full_path)
+        name, kept = path.name, path.parent.name == "assets"
+        response.headers["cache-control"] = "public, max-age=31536000, immutable" if kept else "no-cache"
+        if self._embed and name == "widget.html":
+            policy = POLICY.replace("frame-ancestors 'none'", f"frame-ancestors {' '.join(self._embed)}")
+            response.headers["content-security-policy"] = policy
+            response.headers["x-frame-options"] = "ALLOWALL"  # no such value: the policy above decides
+        elif self._embed and name == "widget.js":
+            response.headers["cross-origin-resource-policy"] = "cross-origin"
         return response
+
+
+def origins(given: Sequence[str]) -> tuple[str, ...]:
+    """Origins as browsers name them. UsageError for what is none."""
+    for origin in given:
+        if not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?", origin):
+            raise UsageError("not an origin", where=f"embed={origin}", cure="such as https://www.example.org")
+    return tuple(given)
 
 
 def _operation(route: APIRoute) -> str:

@@ -23,14 +23,15 @@ from ladderlm.serve.quotas import OverQuota, Quotas
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# The page is our own files only: no inline script or style, no other site, no markup made from strings.
-_POLICY = (
+# The page is our own files only: no inline script or style, no other site, no markup made from strings
+# (the one policy of trusted types gives the address of the page's own worker).
+POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; manifest-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'"
+    "require-trusted-types-for 'script'; trusted-types worker"
 )
 HEADERS = [
-    (b"content-security-policy", _POLICY.encode()),
+    (b"content-security-policy", POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
@@ -48,7 +49,8 @@ NEEDS = (
     ("/v1/chat", "chat"), ("/v1/completions", "chat"), ("/v1/responses", "chat"), ("/v1/messages", "chat"),
     ("/v1/next", "chat"), ("/tokenize", "chat"), ("/detokenize", "chat"), ("/v1/embeddings", "embed"),
     ("/v1/files", "files"), ("/v1/batches", "files"), ("/v1/fine_tuning", "train"), ("/v1/users", "admin"),
-    ("/v1/audit", "admin"),
+    ("/v1/audit", "admin"), ("/v1/chats", "chat"), ("/v1/presets", "chat"), ("/v1/votes", "chat"),
+    ("/v1/runs", "train"),
 )  # fmt: skip
 
 
@@ -89,7 +91,8 @@ class Door:
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 call.status = message["status"]
-                message["headers"] = [*message.get("headers", []), *extra]
+                own = message.get("headers", [])  # a route may set one of these itself
+                message["headers"] = [*own, *(pair for pair in extra if pair[0] not in {name for name, _ in own})]
             await send(message)
 
         try:

@@ -13,8 +13,13 @@ from ladderlm.serve import accounts, files, jobs
 from ladderlm.serve.accounts import EVERYBODY, LOCAL, User, Who
 
 # What belongs to a user, by table: each has a column `user`. What belongs to that: table, column, the table it is of.
-TABLES = ("requests", "usage", "files", "batches", "jobs")
-PARTS = (("batch_answers", "batch", "batches"), ("job_events", "job", "jobs"))
+TABLES = ("requests", "usage", "files", "batches", "jobs", "chats", "presets", "votes")
+PARTS = (
+    ("batch_answers", "batch", "batches"),
+    ("job_events", "job", "jobs"),
+    ("message_tokens", "chat", "chats"),
+    ("messages", "chat", "chats"),
+)
 
 
 def export(user: str, by: Who = EVERYBODY) -> Iterator[Mapping[str, Any]]:

@@ -40,6 +40,7 @@ class ServeConfig:
     timeout: float = option(600.0, "seconds after which an answer is broken off")
     log_content: bool = option(False, "keep what is asked and answered in the request log, not only the figures")
     log_days: float = option(90.0, "days that the request log goes back; 0: for ever")
+    embed: tuple[str, ...] = option((), "origins of sites that may show the chat widget, such as https://example.org")
     json: bool = option(False, "print the address as JSON")
 
 
@@ -48,7 +49,7 @@ def run(config: ServeConfig) -> None:
     try:
         import uvicorn
 
-        from ladderlm.serve.app import LOOPBACK_NAMES, build_app
+        from ladderlm.serve.app import LOOPBACK_NAMES, build_app, origins
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "starlette", "serve") from None
     key = os.environ.get(KEY_VARIABLE)
@@ -58,6 +59,7 @@ def run(config: ServeConfig) -> None:
         raise AuthError("a key is needed to serve beyond this machine", where=f"--host {config.host}", cure=cure)
     if config.keep < 1 or config.timeout <= 0:
         raise UsageError("keep must be at least 1 and timeout above 0", where=f"keep={config.keep}")
+    embed = origins(config.embed)
     refs = config.models or (config.default or DEFAULT_MODEL,)
     models = Models(
         refs, default=config.default or None, keep=config.keep, device=config.device,
@@ -68,7 +70,7 @@ def run(config: ServeConfig) -> None:
     with contextlib.closing(_bind(config.host, config.port)) as listening:
         hosts = (*LOOPBACK_NAMES, config.host) if local else None
         app = build_app(
-            models, bridge=bridge, hosts=hosts, key=key, guarded=not local, timeout=config.timeout,
+            models, bridge=bridge, hosts=hosts, key=key, guarded=not local, timeout=config.timeout, embed=embed,
             log=RequestLog(content=config.log_content, days=config.log_days),
         )  # fmt: skip
         settings = uvicorn.Config(
