@@ -11,6 +11,7 @@
     ├── NetworkError      (ConnectionError)  a remote that cannot be reached or refuses
     ├── AuthError         (PermissionError)  a key is missing or wrong
     ├── Overloaded        (RuntimeError)     the queue is full; try again
+    ├── Unavailable       (RuntimeError)     the server is about to end, or what it needs is not there yet
     ├── DeadlineExceeded  (TimeoutError)     the caller's deadline passed
     └── Cancelled         (RuntimeError)     the caller went away
 
@@ -91,7 +92,17 @@ class AuthError(LadderError, PermissionError):
 
 
 class Overloaded(LadderError, RuntimeError):
-    """The queue is full."""
+    """The queue is full. `after`: seconds after which it is worth trying again, where that is known."""
+
+    def __init__(
+        self, what: str, *, where: str | None = None, cure: str | None = None, after: float | None = None
+    ) -> None:
+        super().__init__(what, where=where, cure=cure)
+        self.after = after
+
+
+class Unavailable(LadderError, RuntimeError):
+    """The server is about to end, or what it needs is not there yet."""
 
 
 class DeadlineExceeded(LadderError, TimeoutError):
@@ -124,6 +135,7 @@ OUTCOMES: dict[type[LadderError], Outcome] = {
     NetworkError: Outcome(1, 502, "upstream_error"),
     AuthError: Outcome(1, 401, "authentication_error"),
     Overloaded: Outcome(1, 429, "rate_limit_error"),
+    Unavailable: Outcome(1, 503, "server_error"),
     DeadlineExceeded: Outcome(1, 504, "timeout_error"),
     Cancelled: Outcome(130, 499, "cancelled"),
     LadderError: Outcome(1, 500, "server_error"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,21 @@ from starlette.types import Scope
 
 from ladderlm import __version__
 from ladderlm.errors import LadderError, UsageError, outcome
-from ladderlm.serve import answers
+from ladderlm.serve import answers, trail
 from ladderlm.serve.bridge import Bridge
 from ladderlm.serve.door import Door
+from ladderlm.serve.meter import Meter
+from ladderlm.serve.metrics import Metrics
 from ladderlm.serve.models import Models
-from ladderlm.serve.routes import chat, models, raw
+from ladderlm.serve.routes import chat, metrics, models, raw
 from ladderlm.serve.server import Server
+from ladderlm.serve.telemetry import Telemetry
+from ladderlm.serve.trail import Trail, Trails
 from ladderlm.serve.wire.base import ErrorBody, complaint
 
 PAGE = Path(__file__).parent / "page"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-ROUTERS = (models.router, chat.router, raw.router)
+ROUTERS = (metrics.router, models.router, chat.router, raw.router)
 REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "what is wrong with the request"},
     "5XX": {"model": ErrorBody, "description": "what went wrong here"},
@@ -41,11 +47,12 @@ def build_app(
     key: str | None = None,
     body_limit: int = 4 * 2**20,
     timeout: float = 600.0,
+    telemetry: Telemetry | None = None,
 ) -> FastAPI:
     """The ASGI application.
 
     `hosts` are the names it answers to (None: any), `key` guards /v1, `body_limit` is in bytes, `timeout` in seconds
-    ends a generation.
+    ends a generation. `telemetry` sends traces and metrics to a collector.
     """
     handlers: Any = {
         LadderError: _failed, HTTPException: _refused, RequestValidationError: _invalid, Exception: _failed,
@@ -54,12 +61,36 @@ def build_app(
         title="LadderLM", version=__version__, docs_url=None, redoc_url=None, exception_handlers=handlers,
         generate_unique_id_function=_operation, responses=REFUSALS,
     )  # fmt: skip
-    app.state.server = Server(catalogue, bridge or Bridge(), timeout)
+    bridge = bridge or Bridge()
+    watched = Metrics(catalogue, lambda: bridge.draining)
+    bridge.meter = _meters(watched, telemetry)
+    app.state.server = Server(catalogue, bridge, timeout, watched)
     for router in ROUTERS:
         app.include_router(router)
     app.router.routes.append(_PageAt("/", _Page(directory=PAGE, html=True)))
     app.add_middleware(Door, hosts=hosts, key=key, body_limit=body_limit)
+
+    def ended(request: Trail, route: str, seconds: float) -> None:
+        watched.answered(request, route, seconds)
+        if telemetry is not None:
+            telemetry.answered(request, route)
+
+    app.add_middleware(Trails, ended=ended, body=telemetry is not None)
     return app
+
+
+def _meters(watched: Metrics, telemetry: Telemetry | None) -> Callable[[], Meter]:
+    """Makes the meter of a stream, for the request that opens it."""
+
+    def meter() -> Meter:
+        request = trail.current()
+        model = request.model if request is not None else ""
+        made = Meter(model or "unknown", watched, capture=telemetry is not None and telemetry.content)
+        if request is not None:
+            request.meters.append(made)
+        return made
+
+    return meter
 
 
 class _PageAt(Mount):
@@ -84,7 +115,11 @@ def _operation(route: APIRoute) -> str:
 
 async def _failed(request: Request, error: Exception) -> Response:
     status = outcome(error).http_status
-    headers = {"retry-after": "1"} if status == 429 else None
+    headers = {}
+    if status in (429, 503):
+        headers["retry-after"] = str(math.ceil(getattr(error, "after", None) or 1))
+    if request.app.state.server.bridge.draining:
+        headers["connection"] = "close"
     return JSONResponse(answers.error_body(error), status, headers)
 
 

@@ -58,12 +58,15 @@ async def embeddings(body: EmbeddingBody, server: Here) -> Response:
 
     def work() -> Object:
         with server.models.use(name) as chat:
+            packed = body.encoding_format == "base64"
+            if (embed := getattr(chat, "embed", None)) is not None:  # a server that reads by itself
+                return answers.vectors_body(name, *embed(body.documents, body.dimensions), packed=packed)
             embedder: Embedder | None = getattr(chat, "embedder", None)
             if embedder is None:
                 raise UsageError(f"{name!r} gives no vectors", where="model")
             rows = [embedder.ids(d) if isinstance(d, str) else d for d in body.documents]
             found = embedder.embed(rows, dimensions=body.dimensions)
-            return answers.vectors_body(name, found, sum(map(len, rows)), packed=body.encoding_format == "base64")
+            return answers.vectors_body(name, found, sum(map(len, rows)), packed=packed)
 
     return JSONResponse(await server.call(work))
 
