@@ -2,8 +2,9 @@
 
 A server answers 100 clients at once that stream from the echo model, while another hands it files to keep; it is killed
 at a random moment and started again. Each time: the workspace's database passes SQLite's integrity check, every file
-that was acknowledged is there as it was (a server without /v1/files is not asked), and the server answers within seconds. Then clients that read nothing and
-clients that vanish in the middle of an answer: those beside them are answered all the same.
+that was acknowledged is there as it was, and the server answers within seconds; a server without /v1/files is asked to
+keep none. Then clients that read nothing and clients that vanish in the middle of an answer: those beside them are
+answered all the same.
 """
 
 from __future__ import annotations
