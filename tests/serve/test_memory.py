@@ -111,3 +111,20 @@ def test_the_prediction_is_what_is_packed(default_model: str) -> None:
     assert packed < 1.5 * open_model(default_model).path.stat().st_size
     assert needed("echo", kv_bytes=5) == needed("http://127.0.0.1:1#m", kv_bytes=5) == 0
     assert (words(2**20), words(3 * 2**29)) == ("1 MB", "1.5 GB")
+
+
+@pytest.mark.parametrize("memory", [None, 100])
+def test_one_that_cannot_be_read_is_told_as_failed(memory: int | None) -> None:
+    def refused(ref: str) -> Scripted:
+        raise PermissionError(13, "Permission denied", ref)
+
+    def sizer(ref: str) -> int:
+        refused(ref)
+        return 1
+
+    shown = Models(("m",), memory=memory, opener=refused, sizer=sizer)
+    shown.preload(["m"]).join(5)
+    assert shown.state("m") == "failed"
+    assert "Permission denied" in shown.error("m")
+    with served(shown) as url:
+        assert httpx.get(f"{url}/ready").status_code == 503

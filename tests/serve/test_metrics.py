@@ -245,3 +245,19 @@ def test_a_span_by_the_conventions_and_content_only_when_asked_for(content: bool
     assert data is not None
     names = {m.name for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics}
     assert {"gen_ai.server.request.duration", "gen_ai.server.time_to_first_token", "gen_ai.client.token.usage"} <= names
+
+
+def test_what_nobody_foresaw_has_an_id_is_counted_and_shows_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Breaks(Scripted):
+        def stream(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+            raise RuntimeError("a secret path")
+            yield
+
+    with served(Models(("m",), opener=lambda ref: Breaks())) as url:
+        answer = httpx.post(f"{url}/v1/chat/completions", json={"messages": HELLO}, headers={"x-request-id": "r9"})
+        assert (answer.status_code, answer.headers["x-request-id"]) == (500, "r9")
+        assert answer.json()["error"]["message"] == "internal error"
+        labels = {"method": "POST", "handler": "/v1/chat/completions", "status": "500"}
+        assert told(url, "http_requests_total", **labels) == 1
+        assert told(url, "vllm:request_success_total", model_name="m", finished_reason="error") == 1
+    assert "a secret path" in caplog.text

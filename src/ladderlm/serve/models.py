@@ -161,7 +161,6 @@ class Models:
         try:
             with slot.lock:
                 if slot.chat is None:
-                    self._make_room(name, slot)
                     slot.chat = self._open(name, slot)
                     slot.stamp = slot.stamp or _stamp(slot.ref)  # opening may have fetched it
             yield slot
@@ -210,7 +209,7 @@ class Models:
             return True
         try:
             return self._held() + self._sizer(self._refs.get(name, name)) <= self._budget
-        except LadderError:
+        except Exception:
             return True  # opening it tells why
 
     def _held(self) -> int:
@@ -223,7 +222,6 @@ class Models:
         need, cure = self._sizer(slot.ref), "raise --memory, or lower --kv-cache-mb"
         if need > self._budget:
             where = f"{words(need)} of {words(self._budget)}"
-            self._errors[name] = f"does not fit the memory: {where}"
             raise StorageError(f"{name} does not fit this server's memory", where=where, cure=cure)
         while True:
             with self._guard:
@@ -243,11 +241,16 @@ class Models:
         self._errors.pop(name, None)
         began = time.monotonic()
         try:
+            self._make_room(name, slot)
             chat = self._adapted(slot) or self._opener(slot.ref)
+        except Overloaded:
+            raise  # another time it may do
         except Exception as error:
-            self._errors[name] = str(error) if isinstance(error, LadderError) else type(error).__name__
+            self._errors[name] = _why(error)
             events.emit("serve", f"cannot open {name}: {self._errors[name]}")
             slot.bytes = 0
+            if isinstance(error, OSError) and not isinstance(error, LadderError):
+                raise StorageError(f"cannot read {name}", where=error.strerror) from error
             raise
         events.emit("serve", f"{name} is ready ({time.monotonic() - began:.1f} s)")
         return chat
@@ -332,6 +335,13 @@ def _stamp(ref: str) -> Stamp:
             stat = path.stat()
             return stat.st_ino, stat.st_mtime_ns, *((_stamp(split[0]) if split else None) or ())
     return None
+
+
+def _why(error: Exception) -> str:
+    """For people who do not read tracebacks."""
+    if isinstance(error, LadderError):
+        return str(error)
+    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
 
 
 class _Encoder:

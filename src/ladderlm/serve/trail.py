@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ladderlm.errors import UsageError
+from ladderlm.serve.answers import error_body
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,6 +30,7 @@ _SEEN = 2**20  # bytes of a body that a tracer may look at
 TIMEOUT_HEADER = "x-request-timeout"
 
 access = logging.getLogger("ladderlm.serve.access")
+_failures = logging.getLogger("ladderlm.serve")
 
 
 @dataclass(slots=True)
@@ -103,12 +105,24 @@ class Trails:
         token = _current.set(trail)
         try:
             await self._app(scope, receive, answer)
+        except Exception as error:
+            _failures.exception("a request failed")
+            if not trail.status:
+                await _apologise(answer, error)
         finally:
             _current.reset(token)
             seconds = time.monotonic() - trail.began
             route = getattr(scope.get("route"), "path", "none")
             self._ended(trail, route, seconds)
             _log(trail, seconds)
+
+
+async def _apologise(send: Send, error: Exception) -> None:
+    """What nobody foresaw: the client learns nothing of it but the request's id."""
+    data = json.dumps(error_body(error)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.body", "body": data})
 
 
 def _begin(scope: Scope) -> Trail:
