@@ -172,7 +172,7 @@ def serving(command: Command, slots: int, home: Path) -> Iterator[tuple[int, int
     with (home / "server.log").open("wb") as log:
         process = subprocess.Popen(command(port, slots), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300  # a first start compiles
         while not _ready(port):
             if process.poll() is not None or time.monotonic() > until:
                 lines = (home / "server.log").read_text(errors="replace").strip().splitlines()
