@@ -42,6 +42,8 @@ BENCHES = {
     "speculation": "guesses: edits and summaries at least 1.5 times as fast, free chat never slowed",
     "adapter": "a LoRA of rank 8 per request costs at most 15 % of decode",
     "soak": "300,000 short requests with cancellations: the engine leaks nothing and starves nobody",
+    "load": "8 and 32 clients: 2.5 times llama-server's tokens a second, above capacity only 429s, memory stays",
+    "chaos": "20 SIGKILLs amid 100 streams: nothing acknowledged is lost; deaf and vanished clients block nobody",
     "pii": "personal data: F1 of each kind at least that of presidio's patterns",
     "prepare": "clean + dedup at 6 MB a CPU-second, 10 times datatrove + datasketch; recall 0.95, precision 0.98",
     "crash": "20 SIGKILLs at random moments of a training run: it always goes on, to the same bits",

@@ -13,6 +13,7 @@
     ├── Forbidden         (PermissionError)  known, and not allowed
     ├── Conflict          (ValueError)       what is asked for is at odds with what is there
     ├── Overloaded        (RuntimeError)     the queue is full; try again
+    ├── Unavailable       (RuntimeError)     the server is about to end, or what it needs is not there yet
     ├── DeadlineExceeded  (TimeoutError)     the caller's deadline passed
     └── Cancelled         (RuntimeError)     the caller went away
 
@@ -104,7 +105,17 @@ class Conflict(LadderError, ValueError):
 
 
 class Overloaded(LadderError, RuntimeError):
-    """The queue is full."""
+    """The queue is full. `after`: seconds after which it is worth trying again, where that is known."""
+
+    def __init__(
+        self, what: str, *, where: str | None = None, cure: str | None = None, after: float | None = None
+    ) -> None:
+        super().__init__(what, where=where, cure=cure)
+        self.after = after
+
+
+class Unavailable(LadderError, RuntimeError):
+    """The server is about to end, or what it needs is not there yet."""
 
 
 class DeadlineExceeded(LadderError, TimeoutError):
@@ -139,6 +150,7 @@ OUTCOMES: dict[type[LadderError], Outcome] = {
     Forbidden: Outcome(1, 403, "permission_error"),
     Conflict: Outcome(1, 409, "invalid_request_error"),
     Overloaded: Outcome(1, 429, "rate_limit_error"),
+    Unavailable: Outcome(1, 503, "server_error"),
     DeadlineExceeded: Outcome(1, 504, "timeout_error"),
     Cancelled: Outcome(130, 499, "cancelled"),
     LadderError: Outcome(1, 500, "server_error"),

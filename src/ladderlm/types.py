@@ -71,13 +71,13 @@ class Value:
     """A frozen dataclass that turns into plain JSON data and back."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; fields at their default are left out, `kind` is kept."""
+        """Plain data; fields at their default, or that do not count in comparisons, are left out, `kind` is kept."""
         out: dict[str, Any] = {}
         if hasattr(self, "kind"):
             out["kind"] = self.kind
         for f in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
-            if f.default is not dataclasses.MISSING and value == f.default:
+            if not f.compare or (f.default is not dataclasses.MISSING and value == f.default):
                 continue
             if f.default_factory is not dataclasses.MISSING and value == f.default_factory():
                 continue
@@ -288,10 +288,13 @@ class Token(Value):
 
 @dataclass(frozen=True, slots=True)
 class Usage(Value):
+    """What a request took. `queued`: seconds that it waited before the engine began to read it."""
+
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
     cost: float | None = None
+    queued: float = dataclasses.field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,11 +54,17 @@ def test_usage_is_summed_and_exported(capsys: Output) -> None:
 
     from ladderlm import store
     from ladderlm.serve import log
-    from ladderlm.serve.accounts import EVERYBODY
-    from ladderlm.serve.calls import Call
+    from ladderlm.serve.trail import Trail
+    from ladderlm.types import Usage
 
     with closing(store.database()) as db:
-        log.write(db, [Call(f"req_{i}", EVERYBODY, "POST", "/v1/x", "m", 200 + 204 * i, 3, 4) for i in range(2)])
+        log.write(
+            db,
+            [
+                Trail(f"req_{i}", "POST", route="/v1/x", model="m", status=200 + 204 * i, spent=Usage(3, 4))
+                for i in range(2)
+            ],
+        )
     sums = json.loads(said(capsys, "usage", "--by", "model,user", "--json"))
     assert [(s["model"], s["user"], s["requests"], s["prompt_tokens"]) for s in sums] == [("m", "user-local", 2, 6)]
     rows = list(csv.DictReader(io.StringIO(said(capsys, "usage", "requests", "--format", "csv", "--status", "4"))))

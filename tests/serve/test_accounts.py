@@ -145,7 +145,7 @@ TRICKS = (
     "/v1/models/", "/v1/models/?x", "/v1;/models", "/v1%2fmodels", "/%2e/v1/models", "/%2e%2e/v1/models",
     "/v1/../v1/models", "/index.html/../v1/models", "/health/../v1/models", "/health%2f..%2fv1/models",
     "/v1/models%00", "/v1\\models", "/health;/v1/models", "/ready/../../v1/models", "/ v1/models", "/v1/models#/health",
-    "/openapi.json", "/docs", "/redoc", "/v1", "/tokenize", "/metrics",
+    "/openapi.json", "/docs", "/redoc", "/v1", "/tokenize",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
 
 from ladderlm import store
-from ladderlm.serve import chats
+from ladderlm.serve import accounts, chats, personal
 from ladderlm.serve.app import build_app, origins
 from ladderlm.serve.models import Models
 from ladderlm.talk.echo import EchoChat
@@ -81,10 +81,9 @@ def test_nobody_reaches_anothers_chats(workspace: Path) -> None:
     app = build_app(Models(("echo",), opener=lambda ref: EchoChat()))
 
     def of(user: str) -> TestClient:
-        async def as_user(scope: Any, receive: Any, send: Any) -> None:
-            await app({**scope, "state": {"who": user}}, receive, send)
-
-        return TestClient(as_user, base_url="http://localhost")
+        accounts.create_user(user, "user")
+        _, secret = accounts.create_key("page", user)
+        return TestClient(app, base_url="http://localhost", headers={"authorization": f"Bearer {secret}"})
 
     ann, bob = of("ann"), of("bob")
     chat = ann.post("/v1/chats", json={"title": "secret"}).json()["id"]
@@ -116,10 +115,12 @@ def test_nobody_reaches_anothers_chats(workspace: Path) -> None:
         assert bob.get(path).json()["data"] == []
     assert bob.get("/v1/votes/records").text == ""
     assert "secret" not in bob.get("/v1/chats/export").text
-    assert chats.delete_all("bob") == 1
+    id = accounts.find_user("ann").id
+    assert personal.erase("bob")["chats"] == 1
     assert shown(ann, chat) == ["my secret"]
-    assert chats.delete_all("ann") == 1
-    assert chats.search("ann", "secret") == []
+    assert chats.search(id, "secret") != []
+    assert personal.erase("ann")["messages"] == 1
+    assert chats.search(id, "secret") == []
 
 
 def test_export_goes_in_again_as_it_was(client: TestClient) -> None:

@@ -21,10 +21,10 @@ from live import Endless, Scripted, served
 from ladderlm import store
 from ladderlm.errors import UsageError
 from ladderlm.serve import log
-from ladderlm.serve.accounts import EVERYBODY
-from ladderlm.serve.calls import Call
 from ladderlm.serve.log import Filter, RequestLog
 from ladderlm.serve.models import Models
+from ladderlm.serve.trail import Trail
+from ladderlm.types import Usage
 
 pytest.importorskip("uvicorn")
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
@@ -71,7 +71,7 @@ def test_a_stream_that_was_left_counts_what_was_said() -> None:
         with httpx.stream("POST", f"{url}/v1/chat/completions", json={**CHAT, "stream": True}) as stream:
             next(stream.iter_lines())
         found = rows(url, 1)[0]
-        assert (found["status"], found["model"], found["finish_reason"]) == (200, "endless", None)
+        assert (found["status"], found["model"], found["finish_reason"]) == (200, "endless", "abort")
 
 
 def test_content_is_kept_where_that_was_asked_for() -> None:
@@ -90,20 +90,18 @@ def test_content_is_kept_where_that_was_asked_for() -> None:
     assert kept[1] == ("/v1/keys", None, None)
 
 
-def call(**told: object) -> Call:
-    made = Call("req_1", EVERYBODY, "POST", "/v1/chat/completions", "m", 200, 3, 4, ended=time.monotonic())
-    for name, value in told.items():
-        setattr(made, name, value)
-    return made
+def call(model: str = "m", status: int = 200, **told: float) -> Trail:
+    route = "/v1/chat/completions"
+    return Trail("req_1", "POST", route, route=route, model=model, status=status, spent=Usage(3, 4), **told)
 
 
-def write(*calls: Call) -> None:
+def write(*ended: Trail) -> None:
     with closing(store.database()) as db:
-        log.write(db, calls)
+        log.write(db, ended)
 
 
 def test_export_as_lines_and_as_a_table() -> None:
-    write(call(), call(model="=cmd()", status=404, finish="stop"))
+    write(call(), call(model="=cmd()", status=404))
     lines = [json.loads(line) for line in "".join(log.exported(Filter(), "jsonl")).splitlines()]
     assert [(r["model"], r["status"]) for r in lines] == [("m", 200), ("=cmd()", 404)]
     table = list(csv.DictReader(io.StringIO("".join(log.exported(Filter(), "csv")))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from ladderlm import events
 from ladderlm.cli import show
 from ladderlm.cli.args import parse
@@ -15,6 +17,15 @@ def main(argv: list[str]) -> int:
         if config.json and "url" in event.data:
             show.emit_json(event.data)
 
-    with show.progress(), events.listening(tell):
+    with _log(config), events.listening(tell):
         run(config)
     return 0
+
+
+def _log(config: ServeConfig) -> contextlib.AbstractContextManager[None]:
+    """What happens, for people or for programs."""
+    if not config.log_json:
+        return show.progress()
+    from ladderlm.serve import json_lines
+
+    return events.listening(json_lines.start())

@@ -16,7 +16,7 @@ from ladderlm.engine.grammar import Grammars
 from ladderlm.engine.hot import LoadedAdapter
 from ladderlm.engine.request import QUEUE, Generation, Request
 from ladderlm.engine.sample import Sampler, logprob
-from ladderlm.engine.scheduler import Scheduler
+from ladderlm.engine.scheduler import Scheduler, State
 from ladderlm.engine.speculate import Clock, Speculation
 from ladderlm.errors import ContextOverflow, NotFound, UsageError, nearest
 from ladderlm.models.adapter import Adapter
@@ -73,6 +73,11 @@ class Engine:
     def kv_bytes_used(self) -> tuple[int, int]:
         """Memory of all keys and values that are held, and of those among them that are kept for reuse."""
         return self._scheduler.bytes_used
+
+    @property
+    def state(self) -> State:
+        """Requests under way and waiting, and how much of the memory and of the kept prompts is used."""
+        return self._scheduler.state
 
     # --- The door -------------------------------------------------------------------------------------------------
 

@@ -151,16 +151,7 @@ def pack(
     With `exact` quantised weights are multiplied with float32 activations: slowly, for comparisons.
     """
     wanted = names(arch)
-    kinds = [_kind(weights, name) for name in wanted]
-    rows: list[Ints] = []
-    end = 0
-    for index, (name, kind) in enumerate(zip(wanted, kinds, strict=True)):
-        if (before := wanted.index(name)) < index:
-            rows.append(rows[before])
-            continue
-        row, end = _shape(kind, weights.shape(name), -(-end // 64) * 64)
-        rows.append(row)
-    table = np.stack(rows)
+    table, end = _table(arch, weights)
     if key and arch.parameters > CACHE_ABOVE:
         buffer = _cached(f"{key[:32]}-{LAYOUT}", end, lambda out: _fill(out, weights, wanted, table, threads))
     else:
@@ -172,6 +163,23 @@ def pack(
     routines = [EXACT if exact and row[STORAGE] >= QUANTISED else PRODUCTS[row[STORAGE]] for row in table]
     placed[:, ROUTINE] = [routine.address for routine in routines]
     return Packed(buffer, placed)
+
+
+def packed_bytes(arch: Architecture, weights: Weights) -> int:
+    """Memory that `pack` will need."""
+    return _table(arch, weights)[1]
+
+
+def _table(arch: Architecture, weights: Weights) -> tuple[Ints, int]:
+    """Where each matrix will lie in the buffer, and the bytes of it all."""
+    wanted, rows, end = names(arch), list[Ints](), 0
+    for index, name in enumerate(wanted):
+        if (before := wanted.index(name)) < index:
+            rows.append(rows[before])
+            continue
+        row, end = _shape(_kind(weights, name), weights.shape(name), -(-end // 64) * 64)
+        rows.append(row)
+    return np.stack(rows), end
 
 
 def refill(packed: Packed, arch: Architecture, weights: Weights, *, threads: int = 1) -> None:

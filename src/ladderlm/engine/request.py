@@ -41,6 +41,8 @@ class Request:
         self.cancel, self.deadline, self.priority = cancel, deadline, priority
         self.reusable = reusable  # whether others are likely to begin alike
         self.rank = 0.0  # who comes first: the scheduler's
+        self.came = 0.0  # when it was queued
+        self.waited = 0.0  # seconds before it was begun
         self.leader: tuple[Request, int] | None = None  # who is reading how much of this prompt's beginning already
         self.active = False
         self.begun = False  # the prompt is read
@@ -229,7 +231,7 @@ class Generation(Request):
             for index, choice in enumerate(best[: self.sampling.n]):
                 self.tell(Delta(index, tokens=tuple(choice.tokens), finish_reason=choice.reason))
         written = sum(len(c.tokens) for c in self.choices)
-        self.tell(Delta(usage=Usage(len(self.ids) - self.virtual, written, self.cached)))
+        self.tell(Delta(usage=Usage(len(self.ids) - self.virtual, written, self.cached, queued=self.waited)))
         self.finished = True
 
     def stop(self, reason: FinishReason) -> None:

@@ -44,6 +44,14 @@ class _Work(NamedTuple):
     draft: Sequence[int] = ()
 
 
+class State(NamedTuple):
+    """What an engine is doing."""
+
+    running: int
+    waiting: int
+    kv_used: float  # share of the blocks that may be alive, without those that are kept for reuse alone
+
+
 class Scheduler:
     """Runs requests on `backend`, within `budget` bytes of keys and values; `submit` and the rest from any thread."""
 
@@ -78,7 +86,7 @@ class Scheduler:
                 raise Overloaded(f"{len(self._waiting)} requests are waiting", cure="try again later")
             now = time.monotonic()
             for request in requests:
-                request.rank = now - AGE * request.priority
+                request.came, request.rank = now, now - AGE * request.priority
                 self._queue(request)
             self._wake.notify_all()
 
@@ -97,6 +105,11 @@ class Scheduler:
     def bytes_used(self) -> tuple[int, int]:
         """Memory of all keys and values that are held, and of those that are kept for reuse."""
         return len(self._alive) * self.backend.block_bytes, self._prefixes.bytes
+
+    @property
+    def state(self) -> State:
+        used = max(0, len(self._alive) - self._prefixes.bytes // self.backend.block_bytes)
+        return State(len(self._active), len(self._waiting), used / self._blocks)
 
     def update(self, change: Callable[[], None]) -> None:
         """Calls `change`, which changes the weights, between two steps; nothing read before is reused later."""
@@ -202,6 +215,7 @@ class Scheduler:
                 continue
             heapq.heappop(self._waiting)
             request.active = True
+            request.waited = request.waited or time.monotonic() - request.came
             request.leader = self._leader(request)
             self._active.append(request)
 

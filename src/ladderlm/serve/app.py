@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import mimetypes
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,21 @@ from starlette.types import Scope
 
 from ladderlm import __version__
 from ladderlm.errors import LadderError, UsageError, outcome
-from ladderlm.serve import answers
+from ladderlm.serve import answers, trail
 from ladderlm.serve.accounts import Accounts
 from ladderlm.serve.batches import Batches
 from ladderlm.serve.bridge import Bridge
-from ladderlm.serve.door import POLICY, Door
+from ladderlm.serve.door import POLICY, READING, Door
 from ladderlm.serve.files import sweep
 from ladderlm.serve.log import RequestLog, forget
+from ladderlm.serve.meter import Meter
+from ladderlm.serve.metrics import Metrics
 from ladderlm.serve.models import Models
-from ladderlm.serve.routes import accounts, batches, chat, chats, files, jobs, models, raw, runs, usage
+from ladderlm.serve.quotas import Quotas
+from ladderlm.serve.routes import accounts, batches, chat, chats, files, jobs, metrics, models, raw, runs, usage
 from ladderlm.serve.server import Server
+from ladderlm.serve.telemetry import Telemetry
+from ladderlm.serve.trail import Trail, Trails
 from ladderlm.serve.wire.base import ErrorBody, complaint
 
 _log = logging.getLogger(__name__)
@@ -40,8 +46,9 @@ PAGE = Path(__file__).parent / "page"
 mimetypes.add_type("application/manifest+json", ".webmanifest")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 TIDY = 600.0  # seconds
-PROBES = ("/health", "/ready")  # which need no key
+PROBES = ("/health", "/ready", "/metrics")  # which need no key
 ROUTERS = (
+    metrics.router,
     models.router,
     chat.router,
     raw.router,
@@ -71,12 +78,13 @@ def build_app(
     timeout: float = 600.0,
     log: RequestLog | None = None,
     embed: tuple[str, ...] = (),
+    telemetry: Telemetry | None = None,
 ) -> FastAPI:
     """The ASGI application.
 
     `hosts` are the names it answers to (None: any), `key` is the local admin's beside those of the database; `guarded`:
     a key is needed though there is none yet. Limits are in bytes, `timeout` in seconds ends a generation. `embed`:
-    origins of the sites that may show the chat widget.
+    origins of the sites that may show the chat widget. `telemetry` sends traces and metrics to a collector.
     """
     log, known = log or RequestLog(), Accounts(key, guarded=guarded)
     handlers: Any = {
@@ -86,15 +94,29 @@ def build_app(
         title="LadderLM", version=__version__, docs_url=None, redoc_url=None, exception_handlers=handlers,
         generate_unique_id_function=_operation, responses=REFUSALS, lifespan=_living,
     )  # fmt: skip
-    app.state.server = Server(catalogue, bridge or Bridge(), timeout, log, Batches(known))
+    bridge, quotas = bridge or Bridge(), Quotas()
+    watched = Metrics(catalogue, lambda: bridge.draining)
+    bridge.meter = _meters(watched, capture=log.content or (telemetry is not None and telemetry.content))
+    app.state.server = Server(catalogue, bridge, timeout, watched, log, Batches(known))
     for router in ROUTERS:
         app.include_router(router)
     app.router.routes.append(_PageAt("/", _Page(embed)))
     page = {"/" + path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*") if path.is_file()}
     app.add_middleware(
-        Door, hosts=hosts, accounts=known, log=log, public={"/", *PROBES, *page},
+        Door, hosts=hosts, accounts=known, quotas=quotas, public={"/", *PROBES, *page},
         body_limit=body_limit, upload_limit=upload_limit,
     )  # fmt: skip
+
+    def ended(request: Trail) -> None:
+        watched.answered(request)
+        if request.entered:
+            quotas.spend(request.who, request.usage.prompt_tokens + request.usage.completion_tokens)
+            if request.method not in READING:
+                log.put(request)
+        if telemetry is not None:
+            telemetry.answered(request)
+
+    app.add_middleware(Trails, ended=ended, body=log.content or telemetry is not None)
     return app
 
 
@@ -124,6 +146,20 @@ async def _tidying(log: RequestLog) -> None:
         await asyncio.sleep(TIDY)
 
 
+def _meters(watched: Metrics, *, capture: bool) -> Callable[[], Meter]:
+    """Makes the meter of a stream, for the request that opens it."""
+
+    def meter() -> Meter:
+        request = trail.current()
+        model = request.model if request is not None else ""
+        made = Meter(model or "unknown", watched, capture=capture)
+        if request is not None:
+            request.meters.append(made)
+        return made
+
+    return meter
+
+
 class _PageAt(Mount):
     """Everywhere but below /v1, where a wrong method is told from a path that is not there."""
 
@@ -138,6 +174,9 @@ class _Page(StaticFiles):
     def __init__(self, embed: tuple[str, ...]) -> None:
         super().__init__(directory=PAGE, html=True, check_dir=False)
         self._embed = embed
+
+    async def check_config(self) -> None:
+        """A page that is not there is told by `get_response`."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         if not (PAGE / "index.html").exists():
@@ -172,7 +211,11 @@ def _operation(route: APIRoute) -> str:
 
 async def _failed(request: Request, error: Exception) -> Response:
     status = outcome(error).http_status
-    headers = {"retry-after": "1"} if status == 429 else None
+    headers = {}
+    if status in (429, 503):
+        headers["retry-after"] = str(math.ceil(getattr(error, "after", None) or 1))
+    if request.app.state.server.bridge.draining:
+        headers["connection"] = "close"
     return JSONResponse(answers.error_body(error), status, headers)
 
 

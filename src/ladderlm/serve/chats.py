@@ -22,7 +22,6 @@ from ladderlm.types import Record
 
 Object = dict[str, Any]
 
-LOCAL = "user-local"  # who a server without accounts serves
 FORMAT = 1
 MOST = 500  # rows in one page of a list
 _CHAT = "id, title, folder, system, settings, leaf, created, updated"
@@ -93,16 +92,6 @@ def delete_chat(owner: str, chat: str) -> None:
     with _database() as db:
         _own(db, owner, chat)
         _delete(db, [chat])
-
-
-def delete_all(owner: str) -> int:
-    """Erases everything of one owner: chats, presets and votes. Returns how many chats went."""
-    with _database() as db:
-        found = [row["id"] for row in db.execute("SELECT id FROM chats WHERE user = ?", (owner,))]
-        _delete(db, found)
-        db.execute("DELETE FROM presets WHERE user = ?", (owner,))
-        db.execute("DELETE FROM votes WHERE user = ?", (owner,))
-    return len(found)
 
 
 def _delete(db: sqlite3.Connection, chats: Iterable[str]) -> None:

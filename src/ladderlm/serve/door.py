@@ -5,8 +5,6 @@ from __future__ import annotations
 import ipaddress
 import json
 import math
-import secrets
-import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -14,10 +12,9 @@ from urllib.parse import urlsplit
 from starlette.exceptions import HTTPException
 
 from ladderlm.errors import Forbidden, LadderError, outcome
+from ladderlm.serve import trail
 from ladderlm.serve.accounts import EVERYBODY, Accounts, Who
 from ladderlm.serve.answers import error_body
-from ladderlm.serve.calls import CONTENT_LIMIT, CURRENT, Call
-from ladderlm.serve.log import RequestLog
 from ladderlm.serve.quotas import OverQuota, Quotas
 
 if TYPE_CHECKING:
@@ -42,7 +39,6 @@ HEADERS = [
 
 READING = ("GET", "HEAD", "OPTIONS")
 UPLOADS = ("/v1/files",)
-SECRET = ("/v1/keys",)  # whose bodies are never kept
 INSIDE = "ladderlm.inside"  # in a scope that this server made itself: whom it asks for
 # What a key must be allowed. Administration is checked again by the routes, which also know whose objects they are.
 NEEDS = (
@@ -70,14 +66,13 @@ class Door:
         hosts: Iterable[str] | None = None,
         accounts: Accounts | None = None,
         quotas: Quotas | None = None,
-        log: RequestLog | None = None,
         public: Iterable[str] = (),
         body_limit: int = 4 * 2**20,
         upload_limit: int = 512 * 2**20,
     ) -> None:
         self._app, self._body_limit, self._upload_limit = app, body_limit, upload_limit
         self._hosts = None if hosts is None else frozenset(hosts)
-        self._accounts, self._quotas, self._log = accounts or Accounts(), quotas or Quotas(), log
+        self._accounts, self._quotas = accounts or Accounts(), quotas or Quotas()
         self._public = frozenset(public)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,12 +80,10 @@ class Door:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        call = Call(f"req_{secrets.token_hex(12)}", EVERYBODY, scope["method"])
-        extra = [*HEADERS, (b"x-request-id", call.id.encode())]
+        extra = list(HEADERS)
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                call.status = message["status"]
                 own = message.get("headers", [])  # a route may set one of these itself
                 message["headers"] = [*own, *(pair for pair in extra if pair[0] not in {name for name, _ in own})]
             await send(message)
@@ -98,49 +91,30 @@ class Door:
         try:
             if INSIDE not in scope:
                 self._check_site(headers)
-            call.who = scope[INSIDE] if INSIDE in scope else self._who(scope["path"], headers)
-            if scope["path"] in self._public:
-                await self._app(scope, self._counted(receive, scope, None), answer)
-                return
-            _check_scope(scope["path"], call.who)
-            if INSIDE in scope or scope["method"] not in READING:
-                left = self._quotas.admit(call.who)
-                extra += [(name.encode(), value.encode()) for name, value in left.items()]
+            who = scope[INSIDE] if INSIDE in scope else self._who(scope["path"], headers)
+            if scope["path"] not in self._public:
+                _check_scope(scope["path"], who)
+                if INSIDE in scope or scope["method"] not in READING:
+                    left = self._quotas.admit(who)
+                    extra += [(name.encode(), value.encode()) for name, value in left.items()]
+                scope.setdefault("state", {})["who"] = who
+                if (request := trail.current()) is not None:
+                    request.who, request.entered = who, True
         except LadderError as error:
             await _refuse(answer, scope["path"], error)
             return
-        await self._watched(scope, receive, answer, call)
+        await self._app(scope, self._counted(receive, scope), answer)
 
-    async def _watched(self, scope: Scope, receive: Receive, answer: Send, call: Call) -> None:
-        """The app's answer; what it took is charged to the key, and logged."""
-        scope.setdefault("state", {})["who"] = call.who
-        if self._log and self._log.content and scope["path"] not in SECRET:
-            call.asked, call.answered = bytearray(), []
-        token = CURRENT.set(call)
-        try:
-            await self._app(scope, self._counted(receive, scope, call.asked), answer)
-        finally:
-            CURRENT.reset(token)
-            call.ended = time.monotonic()
-            call.route = getattr(scope.get("route"), "path", "")
-            self._quotas.spend(call.who, call.tokens)
-            if self._log and scope["method"] not in READING:
-                self._log.put(call)
-
-    def _counted(self, receive: Receive, scope: Scope, kept: bytearray | None) -> Receive:
+    def _counted(self, receive: Receive, scope: Scope) -> Receive:
         upload = scope["method"] == "POST" and scope["path"] in UPLOADS
         limit, read = self._upload_limit if upload else self._body_limit, 0
-        kept = None if upload else kept
 
         async def counted() -> Message:
             nonlocal read
             message = await receive()
-            body = message.get("body", b"")
-            read += len(body)
+            read += len(message.get("body", b""))
             if read > limit:
                 raise HTTPException(413, f"the body is larger than {limit} bytes")
-            if kept is not None and len(kept) < CONTENT_LIMIT:
-                kept.extend(body[: CONTENT_LIMIT - len(kept)])
             return message
 
         return counted

@@ -22,7 +22,7 @@ from typing import Any
 
 from ladderlm import store
 from ladderlm.errors import LadderError, UsageError, nearest
-from ladderlm.serve.calls import Call
+from ladderlm.serve.trail import Trail
 from ladderlm.talk.prices import price
 
 FLUSH = 0.2
@@ -39,13 +39,13 @@ class RequestLog:
 
     def __init__(self, *, content: bool = False, days: float = 0.0) -> None:
         self.content, self.days = content, days
-        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[Trail | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._guard = threading.Lock()
 
-    def put(self, call: Call) -> None:
-        """Takes note of a call that has ended. Never waits."""
-        self._calls.put(call)
+    def put(self, request: Trail) -> None:
+        """Takes note of a request that has ended. Never waits."""
+        self._ended.put(request)
         if self._thread is None:
             with self._guard:
                 if self._thread is None:
@@ -57,28 +57,28 @@ class RequestLog:
         with self._guard:
             thread, self._thread = self._thread, None
         if thread is not None:
-            self._calls.put(None)
+            self._ended.put(None)
             thread.join(10)
 
     def _write(self) -> None:
         with contextlib.closing(store.database()) as db:
             db.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing by it
             while True:
-                calls = [self._calls.get()]
-                time.sleep(FLUSH if calls[0] is not None else 0)
-                while not self._calls.empty():
-                    calls.append(self._calls.get())
+                ended = [self._ended.get()]
+                time.sleep(FLUSH if ended[0] is not None else 0)
+                while not self._ended.empty():
+                    ended.append(self._ended.get())
                 try:
-                    write(db, [call for call in calls if call is not None])
+                    write(db, [request for request in ended if request is not None], content=self.content)
                 except (sqlite3.Error, LadderError):
-                    _log.exception("the request log lost %d rows", len(calls))
-                if None in calls:
+                    _log.exception("the request log lost %d rows", len(ended))
+                if None in ended:
                     return
 
 
-def write(db: sqlite3.Connection, calls: Sequence[Call]) -> None:
-    """The rows of `calls` and what they add to the sums, in one transaction."""
-    rows = [_row(call) for call in calls]
+def write(db: sqlite3.Connection, ended: Sequence[Trail], *, content: bool = False) -> None:
+    """The rows of requests that have ended and what they add to the sums, in one transaction."""
+    rows = [_row(request, content) for request in ended]
     marks = ", ".join("?" * len(COLUMNS))
     with db:
         db.executemany(f"INSERT INTO requests ({', '.join(COLUMNS)}) VALUES ({marks})", rows)  # noqa: S608
@@ -87,25 +87,27 @@ def write(db: sqlite3.Connection, calls: Sequence[Call]) -> None:
             "prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
             "completion_tokens = completion_tokens + excluded.completion_tokens, "
             "cached_tokens = cached_tokens + excluded.cached_tokens, cost = cost + excluded.cost",
-            [(_day(call.at), call.who.user, call.who.key, call.model, call.prompt_tokens, call.completion_tokens,
-              call.cached_tokens, row[12] or 0.0) for call, row in zip(calls, rows, strict=True)],
+            [(_day(row[0]), *row[2:4], row[5], *row[7:10], row[12] or 0.0) for row in rows],
         )  # fmt: skip
-        used = {call.who.key: call.at for call in calls if call.who.key}
+        used = {request.who.key: request.at for request in ended if request.who.key}
         db.executemany("UPDATE keys SET used = ? WHERE id = ?", [(at, key) for key, at in used.items()])
 
 
-def _row(call: Call) -> tuple[Any, ...]:
-    cost = call.cost
-    if cost is None and call.model and call.tokens:
+def _row(request: Trail, content: bool) -> tuple[Any, ...]:
+    """In the order of COLUMNS."""
+    usage, meters = request.usage, request.meters
+    cost = usage.cost
+    if cost is None and request.model and (usage.prompt_tokens or usage.completion_tokens):
         with contextlib.suppress(LadderError):
-            cost = price(call.model, call.prompt_tokens, call.completion_tokens)
-    first = None if call.first is None else round((call.first - call.began) * 1000, 3)
-    asked = None if call.asked is None else call.asked.decode("utf-8", "replace")
-    answered = None if call.answered is None else "".join(call.answered)
+            cost = price(request.model, usage.prompt_tokens, usage.completion_tokens)
+    first = min((m.to_first for m in meters if m.to_first is not None), default=None)
+    asked = None if request.body is None or not content else request.body.decode("utf-8", "replace")
+    answered = "".join(text for m in meters for text in m.text) if content and meters else None
     return (
-        call.at, call.id, call.who.user, call.who.key, call.route, call.model, call.status, call.prompt_tokens,
-        call.completion_tokens, call.cached_tokens, first, round((call.ended - call.began) * 1000, 3), cost,
-        call.finish, asked, answered,
+        request.at, request.id, request.who.user, request.who.key, request.route, request.model, request.status,
+        usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens,
+        None if first is None else round(first * 1000, 3), round(request.seconds * 1000, 3), cost,
+        meters[-1].reason if meters else None, asked, answered,
     )  # fmt: skip
 
 

@@ -7,14 +7,14 @@ import contextlib
 import json
 import logging
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Request, Response
 
-from ladderlm.errors import Cancelled, LadderError, NotFound, UsageError
-from ladderlm.serve import answers
+from ladderlm.errors import Cancelled, DeadlineExceeded, LadderError, NotFound, UsageError
+from ladderlm.serve import answers, trail
 from ladderlm.serve.accounts import EVERYBODY, Accounts, Who
 from ladderlm.serve.batches import Batches as BatchRunner
 from ladderlm.serve.bridge import Bridge, Start
@@ -24,26 +24,38 @@ from ladderlm.serve.trainer import Trainer
 from ladderlm.types import Chat, Completion, Delta
 
 if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
+
+    from ladderlm.serve.metrics import Metrics
 
 T = TypeVar("T")
 Object = dict[str, Any]
 Events = AsyncGenerator[list[Object], None]
 Batches = AsyncGenerator[tuple[int, list[Delta]], None]
 
+GRACE = 0.5  # seconds after a deadline in which a chat tells of it itself
+SEND_TIMEOUT = 60.0  # seconds that a client may take nothing before it counts as gone
+
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Server:
-    """The models on offer and what runs them. `timeout`, in seconds, ends a generation."""
+    """The models on offer and what runs them. `longest`: the seconds that any generation may take."""
 
     models: Models
     bridge: Bridge
-    timeout: float
+    longest: float
+    metrics: Metrics
     log: RequestLog = field(default_factory=RequestLog)
     batches: BatchRunner = field(default_factory=lambda: BatchRunner(Accounts()))
     trainer: Trainer = field(default_factory=Trainer)
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that the request which is being answered has: as many as it asks for, at most `longest`."""
+        request = trail.current()
+        return self.longest if request is None else min(self.longest, request.timeout)
 
     async def whole(self, request: Request, starts: Sequence[Start], rank: int = 0) -> dict[int, Completion]:
         """Every stream folded; all of them end when the client goes away."""
@@ -56,14 +68,16 @@ class Server:
             return defaultdict(Completion, {number: Completion.fold(found) for number, found in deltas.items()})
 
         with self.bridge.admitted():
-            return await _unless_gone(request.receive, gather())
+            async with self._in_time():
+                return await _unless_gone(request.receive, gather())
 
     async def stream(self, request: Request, events: Events) -> Response:
         """The events as they come. An error before the first one still sets the status."""
         admitted = self.bridge.admitted()
         admitted.__enter__()
         try:
-            first = await _unless_gone(request.receive, events.asend(None))
+            async with self._in_time():
+                first = await _unless_gone(request.receive, events.asend(None))
         except BaseException:
             admitted.__exit__(None, None, None)
             await events.aclose()
@@ -73,7 +87,19 @@ class Server:
     async def call(self, work: Callable[[], T]) -> T:
         """The result of blocking `work`, counted as one request."""
         with self.bridge.admitted():
-            return await self.bridge.call(work)
+            async with self._in_time():
+                return await self.bridge.call(work)
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """The chats look at their deadlines themselves, once they are begun: this is for those who wait."""
+        try:
+            async with asyncio.timeout(self.timeout + GRACE):
+                yield
+        except TimeoutError as error:
+            if isinstance(error, LadderError):
+                raise
+            raise DeadlineExceeded("the deadline passed", where="in the queue", cure="ask for more time") from None
 
 
 def _server(request: Request) -> Server:
@@ -116,7 +142,7 @@ class _EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
             with contextlib.suppress(Cancelled):
-                await _unless_gone(receive, self._write(send))
+                await _unless_gone(receive, self._write(_patient(send)))
         finally:
             await self._events.aclose()
             self._done()
@@ -127,11 +153,30 @@ class _EventStream(Response):
             async for batch in self._events:
                 await _send_events(send, batch)
             last = b"data: [DONE]\n\n"
+        except _Stuck:
+            raise Cancelled("the client takes nothing") from None
         except Exception as error:  # the status is out: the error travels as an event
             if not isinstance(error, LadderError):
                 _log.exception("a stream failed")
             last = _event(answers.error_body(error))
         await send({"type": "http.response.body", "body": last})
+
+
+class _Stuck(Exception):
+    """A client that takes nothing."""
+
+
+def _patient(send: Send) -> Send:
+    """`send`, given up when the client has taken nothing for long."""
+
+    async def sent(message: Message) -> None:
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await send(message)
+        except TimeoutError:
+            raise _Stuck from None
+
+    return sent
 
 
 async def _send_events(send: Send, batch: list[Object]) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from ladderlm.errors import Cancelled, NetworkError, NotFound, UsageError
+from ladderlm.errors import Cancelled, FormatError, NetworkError, NotFound, UsageError
 from ladderlm.talk.prices import Budget, price
-from ladderlm.talk.transport import Transport
+from ladderlm.talk.transport import ATTEMPTS, Transport
 from ladderlm.talk.wire import Reader, chat_body, completion_body
 from ladderlm.types import Cancel, Candidate, Conversation, Delta, Sampling, Token
 
@@ -28,14 +28,22 @@ class RemoteChat:
     (redirects are not followed), and is never logged. `max_cost` stops before more than that would be spent.
     """
 
-    def __init__(self, url: str, model: str = "", *, key_env: str = DEFAULT_KEY, max_cost: float | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str = "",
+        *,
+        key_env: str = DEFAULT_KEY,
+        max_cost: float | None = None,
+        attempts: int = ATTEMPTS,
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError("not an http(s) URL", where=url, cure="such as http://127.0.0.1:8000#model")
         if parts.username or parts.password:
             raise UsageError("a key does not belong in a URL", cure=f"put it into the environment as {key_env}")
         base = url.rstrip("/")
-        self._http = Transport(base if parts.path.strip("/") else f"{base}/v1", key_env)
+        self._http = Transport(base if parts.path.strip("/") else f"{base}/v1", key_env, attempts)
         # OpenAI's newer models refuse the old name, many other servers do not know the new one.
         self._limit = "max_completion_tokens" if parts.hostname.endswith("openai.com") else "max_tokens"
         self.name = model or self._first_model()
@@ -142,6 +150,28 @@ class RemoteChat:
                 cure="use a local model",
             )  # fmt: skip
         return math.fsum(scored), after
+
+    # --- Vectors and lists ----------------------------------------------------------------------------------------
+
+    def embed(
+        self, documents: Sequence[str | Sequence[int]], dimensions: int | None = None
+    ) -> tuple[list[list[float]], int]:
+        """A vector for each document, and the tokens that were read."""
+        texts = [document if isinstance(document, str) else list(document) for document in documents]
+        body: dict[str, Any] = {"model": self.name, "input": texts, "encoding_format": "float"}
+        found = self._http.call("/embeddings", body if dimensions is None else body | {"dimensions": dimensions})
+        try:
+            rows = [list(map(float, row["embedding"])) for row in sorted(found["data"], key=lambda r: int(r["index"]))]
+            return rows, int((found.get("usage") or {}).get("prompt_tokens") or 0)
+        except (LookupError, TypeError, ValueError):
+            raise FormatError("the server's vectors are not in the OpenAI form", where=self._http.host) from None
+
+    def models(self) -> list[str]:
+        """What the server lists."""
+        try:
+            return [str(row["id"]) for row in self._http.get("/models")["data"]]
+        except (LookupError, TypeError):
+            raise FormatError("the server's list of models is not in the OpenAI form", where=self._http.host) from None
 
     # --- The rest -------------------------------------------------------------------------------------------------
 

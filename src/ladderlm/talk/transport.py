@@ -48,8 +48,9 @@ class Transport:
     the key never reaches another host. Neither key nor body is logged.
     """
 
-    def __init__(self, url: str, key_env: str) -> None:
-        self.url, self._key_env = url.rstrip("/"), key_env
+    def __init__(self, url: str, key_env: str, attempts: int = ATTEMPTS) -> None:
+        """`attempts`: how often a request is sent where the server is busy; 1 hands its refusal on."""
+        self.url, self._key_env, self._attempts = url.rstrip("/"), key_env, attempts
         host = httpx.URL(url).host
         self.host = httpx.URL(url).netloc.decode()
         self._client = httpx.Client(
@@ -147,7 +148,7 @@ class Transport:
             attempt += 1
             pause = _pause(response, attempt)
             wanted = response.status_code in _RETRIED and _code(detail) != _QUOTA
-            if not wanted or attempt == ATTEMPTS or pause > min(LONGEST_PAUSE, watch.remaining()):
+            if not wanted or attempt >= self._attempts or pause > min(LONGEST_PAUSE, watch.remaining()):
                 raise self._refusal(response, detail)
             events.emit("remote", f"{self.host} answers {response.status_code}; again in {pause:.1f} s")
             watch.sleep(pause)
@@ -164,8 +165,9 @@ class Transport:
             return NotFound(what, where=where, cure="check the model and the URL")
         if status == 429:
             after = response.headers.get("retry-after")
-            cure = f"try again in {after} s" if after and after.isdigit() else "try again later"
-            return Overloaded(f"too many requests{said}", where=where, cure=cure)
+            seconds = float(after) if after and after.isdigit() else None
+            cure = "try again later" if seconds is None else f"try again in {after} s"
+            return Overloaded(f"too many requests{said}", where=where, cure=cure, after=seconds)
         if 300 <= status < 400:
             target = response.headers.get("location", "elsewhere")
             return NetworkError("the server sends us elsewhere", where=where, cure=f"if you trust it, use {target}")

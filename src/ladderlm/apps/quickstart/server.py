@@ -39,7 +39,7 @@ def serving(model: str, port: int, log: Path, timeout: float = 120.0) -> Iterato
                 lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
                 raise LadderError("the server did not start", where=lines[-1], cure=f"see {log}")
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+                if httpx.get(f"{url}/ready", timeout=2).status_code == 200:
                     break
             time.sleep(0.1)
         yield url

@@ -1,11 +1,10 @@
-"""GET /v1/models, /health and /ready: what is on offer, and whether it is open."""
+"""GET /v1/models: what is on offer."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
-from ladderlm import __version__
 from ladderlm.serve.models import Models
 from ladderlm.serve.server import Here, Object
 
@@ -23,17 +22,6 @@ async def models(server: Here) -> Response:
 async def model(name: str, server: Here) -> Response:
     """One model."""
     return JSONResponse(_entry(server.models, server.models.resolve(name)))
-
-
-@router.get("/health", responses={503: {"description": "loading, or failed"}})
-async def health(server: Here) -> Response:
-    """200 once every named model that is being opened is open."""
-    states = {name: server.models.state(name) for name in server.models.named}
-    status = next((s for s in ("loading", "failed") if s in states.values()), "ready")
-    body: Object = {"status": status, "version": __version__, "models": states}
-    if status == "failed":
-        body["error"] = next(filter(None, map(server.models.error, states)), "")
-    return JSONResponse(body, 200 if status == "ready" else 503)
 
 
 def _entry(models: Models, name: str) -> Object:

@@ -12,9 +12,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ladderlm.errors import UsageError
-from ladderlm.serve import answers
+from ladderlm.serve import answers, trail
 from ladderlm.serve.bridge import Start
-from ladderlm.serve.calls import add_usage
 from ladderlm.serve.server import Batches, Events, Here, Object, ability
 from ladderlm.serve.wire.raw import CompletionBody, EmbeddingBody, NextBody, Prompt
 from ladderlm.types import Cancel, Candidate, Choice, Completion, Delta, Sampling, Token, Usage
@@ -59,15 +58,18 @@ async def embeddings(body: EmbeddingBody, server: Here) -> Response:
 
     def work() -> Object:
         with server.models.use(name) as chat:
+            packed = body.encoding_format == "base64"
+            if (embed := getattr(chat, "embed", None)) is not None:  # a server that reads by itself
+                return answers.vectors_body(name, *embed(body.documents, body.dimensions), packed=packed)
             embedder: Embedder | None = getattr(chat, "embedder", None)
             if embedder is None:
                 raise UsageError(f"{name!r} gives no vectors", where="model")
             rows = [embedder.ids(d) if isinstance(d, str) else d for d in body.documents]
             found = embedder.embed(rows, dimensions=body.dimensions)
-            return answers.vectors_body(name, found, sum(map(len, rows)), packed=body.encoding_format == "base64")
+            return answers.vectors_body(name, found, sum(map(len, rows)), packed=packed)
 
     found = await server.call(work)
-    add_usage(Usage(found["usage"]["prompt_tokens"]))
+    trail.spend(Usage(found["usage"]["prompt_tokens"]))
     return JSONResponse(found)
 
 
