@@ -11,7 +11,7 @@ from typing import Any
 
 from ladderlm.serve.app import build_app
 from ladderlm.serve.models import Models
-from ladderlm.types import Cancel, Candidate, Conversation, Delta, Sampling, Token, Usage
+from ladderlm.types import Cancel, Candidate, Conversation, Delta, Sampling, Token, ToolCall, Usage
 
 WORDS = ("Hé", "llo", " wor", "ld")
 
@@ -72,6 +72,41 @@ class Scripted:
 
     def close(self) -> None:
         self.closed = True
+
+
+class Acting:
+    """Says the Deltas of `script`, whatever it is asked; remembers what it was asked."""
+
+    def __init__(self, *script: Delta) -> None:
+        self.script = script
+        self.asked: list[tuple[Conversation, Sampling]] = []
+
+    def stream(
+        self,
+        conversation: Conversation,
+        sampling: Sampling,
+        *,
+        cancel: Cancel | None = None,
+        deadline: float | None = None,
+        priority: int = 0,
+    ) -> Iterator[Delta]:
+        self.asked.append((conversation, sampling))
+        yield from self.script
+
+
+def calling() -> Acting:
+    """Thinks, speaks, and calls two tools, the first in pieces; its tokens have log-probabilities."""
+    return Acting(
+        Delta(part="reasoning", text="hm", tokens=(token(0, "hm"),)),
+        Delta(text="Let me ", tokens=(token(1, "Let me "),)),
+        Delta(text="look.", tokens=(token(2, "look."),)),
+        Delta(part="tool_call", call=ToolCall("c1", "look", ""), tokens=(token(3, "<call>"),)),
+        Delta(part="tool_call", call=ToolCall("c1", "look", '{"q": '), tokens=(token(4, '{"q": '),)),
+        Delta(part="tool_call", call=ToolCall("c1", "look", '"é"}'), tokens=(token(5, '"é"}'),)),
+        Delta(part="tool_call", call=ToolCall("c2", "ask", "{}"), tokens=(token(6, "{}"),)),
+        Delta(finish_reason="tool_calls"),
+        Delta(usage=Usage(3, 7)),
+    )
 
 
 class Endless:
