@@ -22,14 +22,20 @@ from ladderlm.types import Run
 # mkstemp makes private files; what is finished gets the usual permissions. Reading the mask means setting it.
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
-SCHEMA_VERSION = 1
 CACHE_BYTES = 64 * 10**9  # of packed weights, where the disk is large enough
 _SCHEMA = (
     """
     CREATE TABLE conversations (id INTEGER PRIMARY KEY, created REAL, model TEXT, conversation TEXT, sampling TEXT);
     CREATE TABLE templates (name TEXT PRIMARY KEY, body TEXT NOT NULL, system TEXT, created REAL);
     """,
+    """
+    CREATE TABLE responses (
+        id TEXT PRIMARY KEY, who TEXT, created REAL NOT NULL, previous TEXT, input TEXT NOT NULL, body TEXT NOT NULL
+    );
+    CREATE INDEX responses_who ON responses (who, created);
+    """,
 )
+SCHEMA_VERSION = len(_SCHEMA)
 
 
 def home() -> Path:

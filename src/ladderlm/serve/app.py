@@ -20,13 +20,13 @@ from ladderlm.serve import answers
 from ladderlm.serve.bridge import Bridge
 from ladderlm.serve.door import Door
 from ladderlm.serve.models import Models
-from ladderlm.serve.routes import chat, models, raw
+from ladderlm.serve.routes import chat, models, raw, responses
 from ladderlm.serve.server import Server
 from ladderlm.serve.wire.base import ErrorBody, complaint
 
 PAGE = Path(__file__).parent / "page"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-ROUTERS = (models.router, chat.router, raw.router)
+ROUTERS = (models.router, chat.router, raw.router, responses.router)
 REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "what is wrong with the request"},
     "5XX": {"model": ErrorBody, "description": "what went wrong here"},

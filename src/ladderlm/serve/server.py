@@ -8,7 +8,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Request, Response
@@ -27,6 +27,8 @@ Object = dict[str, Any]
 Events = AsyncGenerator[list[Object], None]
 Batches = AsyncGenerator[tuple[int, list[Delta]], None]
 
+DONE = b"data: [DONE]\n\n"
+
 _log = logging.getLogger(__name__)
 
 
@@ -37,22 +39,28 @@ class Server:
     models: Models
     bridge: Bridge
     timeout: float
+    background: dict[str, asyncio.Task[None]] = field(default_factory=dict)  # responses that nobody waits for, by id
 
     async def whole(self, request: Request, starts: Sequence[Start], rank: int = 0) -> dict[int, Completion]:
         """Every stream folded; all of them end when the client goes away."""
+        found = await self.deltas(request, starts, rank)
+        return defaultdict(Completion, {number: Completion.fold(deltas) for number, deltas in found.items()})
 
-        async def gather() -> dict[int, Completion]:
+    async def deltas(self, request: Request, starts: Sequence[Start], rank: int = 0) -> dict[int, list[Delta]]:
+        """All that every stream says."""
+
+        async def gather() -> dict[int, list[Delta]]:
             deltas: defaultdict[int, list[Delta]] = defaultdict(list)
             async with contextlib.aclosing(self.bridge.merge(starts, rank)) as batches:
                 async for number, batch in batches:
                     deltas[number] += batch
-            return defaultdict(Completion, {number: Completion.fold(found) for number, found in deltas.items()})
+            return deltas
 
         with self.bridge.admitted():
             return await _unless_gone(request.receive, gather())
 
-    async def stream(self, request: Request, events: Events) -> Response:
-        """The events as they come. An error before the first one still sets the status."""
+    async def stream(self, request: Request, events: Events, last: bytes = DONE) -> Response:
+        """The events as they come, then `last`. An error before the first one still sets the status."""
         admitted = self.bridge.admitted()
         admitted.__enter__()
         try:
@@ -61,7 +69,7 @@ class Server:
             admitted.__exit__(None, None, None)
             await events.aclose()
             raise
-        return _EventStream(first, events, lambda: admitted.__exit__(None, None, None))
+        return _EventStream(first, events, lambda: admitted.__exit__(None, None, None), last)
 
     async def call(self, work: Callable[[], T]) -> T:
         """The result of blocking `work`, counted as one request."""
@@ -76,6 +84,11 @@ def _server(request: Request) -> Server:
 Here = Annotated[Server, Depends(_server)]
 
 
+def who(request: Request) -> str | None:
+    """Whose key the request came with, where keys have owners."""
+    return request.scope.get("state", {}).get("who")
+
+
 def ability(chat: Chat, verb: str, name: str) -> Callable[..., Any]:
     """`complete` and `next` need a model that reads raw text; not every Chat does."""
     method: Callable[..., Any] | None = getattr(chat, verb, None)
@@ -87,9 +100,9 @@ def ability(chat: Chat, verb: str, name: str) -> Callable[..., Any]:
 class _EventStream(Response):
     """A server-sent event stream that stops its source when the client goes away."""
 
-    def __init__(self, first: list[Object], events: Events, done: Callable[[], Any]) -> None:
+    def __init__(self, first: list[Object], events: Events, done: Callable[[], Any], last: bytes) -> None:
         super().__init__(media_type="text/event-stream")
-        self._first, self._events, self._done = first, events, done
+        self._first, self._events, self._done, self._last = first, events, done, last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
@@ -106,7 +119,7 @@ class _EventStream(Response):
             await _send_events(send, self._first)
             async for batch in self._events:
                 await _send_events(send, batch)
-            last = b"data: [DONE]\n\n"
+            last = self._last
         except Exception as error:  # the status is out: the error travels as an event
             if not isinstance(error, LadderError):
                 _log.exception("a stream failed")
@@ -120,7 +133,9 @@ async def _send_events(send: Send, batch: list[Object]) -> None:
 
 
 def _event(body: Object) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    """An event; one that has a type is named by it."""
+    name = f"event: {body['type']}\n".encode() if "type" in body else b""
+    return name + b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

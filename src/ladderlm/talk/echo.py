@@ -35,8 +35,7 @@ class EchoChat:
         priority: int = 0,
     ) -> Iterator[Delta]:
         said = next((m.text for m in reversed(conversation.messages) if m.role == "user"), "")
-        read = sum(len(_words(m.text)) for m in conversation.messages)
-        return self._speak(said, read, sampling, cancel, deadline)
+        return self._speak(said, self.count(conversation), sampling, cancel, deadline)
 
     def complete(
         self,
@@ -77,6 +76,11 @@ class EchoChat:
         for index in range(sampling.n):
             usage = Usage(read, written) if index == sampling.n - 1 else None
             yield Delta(index, finish_reason=reason, usage=usage)
+
+    def count(self, prompt: str | Conversation) -> int:
+        """How many words it reads."""
+        texts = [prompt] if isinstance(prompt, str) else [m.text for m in prompt.messages]
+        return sum(len(_words(text)) for text in texts)
 
     def next(self, prompt: str | Conversation, k: int = 10) -> list[Candidate]:
         _certain()

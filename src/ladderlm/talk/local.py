@@ -110,6 +110,10 @@ class LocalChat:
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt)
         return self._speak(ids, sampling, cancel, deadline, priority)
 
+    def count(self, prompt: str | Conversation) -> int:
+        """How many tokens of it the model reads."""
+        return len(self._ids(prompt))
+
     def prompt_ids(self, prompt: str) -> list[int]:
         start = self.tokenizer.document_start_id
         return ([] if start is None else [start]) + self.tokenizer.encode(prompt)

@@ -28,7 +28,7 @@ async def chat_completions(body: ChatBody, request: Request, server: Here) -> Re
 
     def start(cancel: Cancel) -> Iterator[Delta]:
         with server.models.use(name) as chat:
-            drawn = _own_drawing(chat, sampling) if body.drawn_by_model else sampling
+            drawn = own_drawing(chat, sampling) if body.drawn_by_model else sampling
             yield from chat.stream(conversation, drawn, cancel=cancel, deadline=deadline, priority=body.rank)
 
     if body.stream:
@@ -56,7 +56,7 @@ async def _events(body: ChatBody, sampling: Sampling, name: str, batches: Batche
         yield [envelope.of([], answers.usage_body([usage]))]
 
 
-def _own_drawing(chat: Chat, sampling: Sampling) -> Sampling:
+def own_drawing(chat: Chat, sampling: Sampling) -> Sampling:
     """`sampling` with the model's own settings for how a token is drawn, where it has some."""
     own = getattr(chat, "defaults", sampling)
     return dataclasses.replace(sampling, **{name: getattr(own, name) for name in DRAWING})
