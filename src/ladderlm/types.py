@@ -303,7 +303,7 @@ class Delta(Value):
     """A stream's next piece of choice `index`. `prompt`: its tokens, once, first, where `prompt_logprobs` asks.
 
     `stop`: the token that ended the choice, which is not among its tokens, where a `Model` is asked for `logprobs`.
-    `call`: a piece of a tool call, with the id and name of the whole; its arguments go on those of the same id.
+    `call`: a piece of a tool call, with the id and name of the whole. `stopped_by`: the stop string that ended it.
     """
 
     index: int = 0
@@ -315,6 +315,7 @@ class Delta(Value):
     prompt: tuple[Token, ...] = ()
     stop: Token | None = None
     call: ToolCall | None = None
+    stopped_by: str = ""
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -357,19 +358,18 @@ class Completion(Value):
             usage, prompt = d.usage or usage, d.prompt or prompt
             if not (d.text or d.tokens or d.finish_reason or d.call):
                 continue
-            fresh: dict[str, Any] = {"text": [], "reasoning": [], "calls": {}, "tokens": [], "finish_reason": None}
-            p = parts.setdefault(d.index, fresh)
+            p = parts.setdefault(d.index, {"text": [], "reasoning": [], "calls": {}, "tokens": [], "finish": None})
             if d.call is not None:
                 begun = p["calls"].get(d.call.id, ToolCall("", "", "")).arguments
                 p["calls"][d.call.id] = dataclasses.replace(d.call, arguments=begun + d.call.arguments)
             elif d.part != "tool_call":
                 p[d.part].append(d.text)
             p["tokens"].extend(d.tokens)
-            p["finish_reason"] = d.finish_reason or p["finish_reason"]
+            p["finish"] = d.finish_reason or p["finish"]
         choices = tuple(
             Choice(
                 index, "".join(p["text"]), "".join(p["reasoning"]), tuple(p["calls"].values()),
-                tuple(p["tokens"]), p["finish_reason"],
+                tuple(p["tokens"]), p["finish"],
             )
             for index, p in sorted(parts.items())
         )  # fmt: skip

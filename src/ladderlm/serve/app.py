@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from ladderlm.serve import answers
 from ladderlm.serve.bridge import Bridge
 from ladderlm.serve.door import Door
 from ladderlm.serve.models import Models
-from ladderlm.serve.routes import chat, models, raw, responses
+from ladderlm.serve.routes import chat, messages, models, raw, responses, tokens
 from ladderlm.serve.server import Server
 from ladderlm.serve.wire.base import ErrorBody, complaint
+from ladderlm.serve.wire.messages import error_body as anthropic_error
 
 PAGE = Path(__file__).parent / "page"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-ROUTERS = (models.router, chat.router, raw.router, responses.router)
+ROUTERS = (models.router, chat.router, raw.router, responses.router, messages.router, tokens.router)
 REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "what is wrong with the request"},
     "5XX": {"model": ErrorBody, "description": "what went wrong here"},
@@ -85,7 +87,14 @@ def _operation(route: APIRoute) -> str:
 async def _failed(request: Request, error: Exception) -> Response:
     status = outcome(error).http_status
     headers = {"retry-after": "1"} if status == 429 else None
-    return JSONResponse(answers.error_body(error), status, headers)
+    return _told(request, answers.error_body(error), status, headers)
+
+
+def _told(request: Request, body: dict[str, Any], status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """An error in the form of the API that was called."""
+    if request.url.path.startswith("/v1/messages"):
+        body = anthropic_error(body["error"]["message"], status)
+    return JSONResponse(body, status, headers)
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> Response:
@@ -98,11 +107,11 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
         found = complaint(errors, error.body)
     else:
         found = UsageError("the body must be a JSON object", cure="send it as content-type: application/json")
-    return JSONResponse(answers.error_body(found), 400)
+    return _told(request, answers.error_body(found), 400)
 
 
 async def _refused(request: Request, error: HTTPException) -> Response:
     """A path or method that is not there, or a body that is too large."""
     body = answers.error_body(LadderError(error.detail, where=request.url.path))
     body["error"]["type"] = "not_found_error" if error.status_code == 404 else "invalid_request_error"
-    return JSONResponse(body, error.status_code, error.headers)
+    return _told(request, body, error.status_code, error.headers)

@@ -204,6 +204,11 @@ class LocalChat:
             return self.prompt_ids(prompt)
         return self._rendered(prompt).ids
 
+    def conversation_ids(self, conversation: Conversation, *, add_generation_prompt: bool = True) -> list[int]:
+        """What the model reads of a conversation: up to where the answer begins, or, for training, all of it."""
+        fit = fitted(conversation, self._template)
+        return render(fit, self.tokenizer, self._template, add_generation_prompt=add_generation_prompt).ids
+
     def _rendered(self, conversation: Conversation) -> Rendered:
         return render(fitted(conversation, self._template), self.tokenizer, self._template)
 

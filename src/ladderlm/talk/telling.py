@@ -103,8 +103,9 @@ class Saying:
         if delta.finish_reason and not self._text.stopped:
             text += self._text.finish()
         reason = "stop" if self._text.stopped else delta.finish_reason
+        by = self._text.stopped_by
         if self._reader is None:
-            said = Delta(self._index, text=text, tokens=tuple(tokens), finish_reason=reason)
+            said = Delta(self._index, text=text, tokens=tuple(tokens), finish_reason=reason, stopped_by=by)
             return [said] if text or tokens or reason else []
         parts = self._reader.feed(text)
         if self._reader.done:
@@ -116,5 +117,5 @@ class Saying:
             parts[:1] = [dataclasses.replace(first, tokens=tuple(tokens))]
         if reason:
             end = "tool_calls" if self._reader.calls and reason == "stop" else reason
-            parts.append(Delta(self._index, finish_reason=end))
+            parts.append(Delta(self._index, finish_reason=end, stopped_by=by))
         return parts

@@ -31,6 +31,7 @@ class Detokeniser:
         self._held = ""
         self._strip = begins and tokenizer.dummy_space
         self.stopped = False
+        self.stopped_by = ""  # the stop string
 
     def feed(self, token: Token) -> tuple[str, Token]:
         """The text that can be shown now ("" after a stop), and the token with its own text and bytes filled in."""
@@ -62,6 +63,7 @@ class Detokeniser:
         cut, hold = self._stops.find(text) if self._stops else (-1, len(text))
         if cut >= 0:
             self.stopped, self._held = True, ""
+            self.stopped_by = self._stops.at(text, cut) if self._stops else ""
             return text[:cut]
         self._held = text[hold:]
         return text[:hold]
@@ -92,6 +94,10 @@ class _Stops:
                 if after < len(self._sorted) and self._sorted[after].startswith(rest):
                     hold = at
         return -1, hold
+
+    def at(self, text: str, begin: int) -> str:
+        """The shortest one that begins there."""
+        return next(s for s in sorted(self._sorted, key=len) if text.startswith(s, begin))
 
 
 @functools.lru_cache(8)
