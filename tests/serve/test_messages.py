@@ -59,7 +59,7 @@ def stage(live: Stage) -> Stage:
 
 def test_text(stage: Stage) -> None:
     found = stage.client.messages.create(
-        model="scripted", max_tokens=9, messages=HELLO, system=[{"type": "text", "text": "Be kind."}], 
+        model="scripted", max_tokens=9, messages=HELLO, system=[{"type": "text", "text": "Be kind."}],
         stop_sequences=["x"], metadata={"user_id": "u"}, extra_body={"top_k": 3, "temperature": 0.5},
     )  # fmt: skip
     anthropic.types.Message.model_validate(found.to_dict())

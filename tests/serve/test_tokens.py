@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,8 +15,20 @@ from ladderlm.serve.models import Models
 from ladderlm.talk import open_chat
 from ladderlm.talk.echo import EchoChat
 from ladderlm.talk.local import LocalChat
+from ladderlm.types import Delta, Sampling
 
 pytest.importorskip("uvicorn")
+
+
+class Filling(EchoChat):
+    """Knows what belongs between."""
+
+    def between(self, prompt: str | Sequence[int], suffix: str) -> str:
+        return f"between {prompt} and {suffix}"
+
+    def complete(self, prompt: str | Sequence[int], sampling: Sampling, **settings: Any) -> Iterator[Delta]:
+        return super().complete("".join(str(p) for p in prompt), sampling, **settings)
+
 
 Made = tuple[httpx.Client, LocalChat]
 
@@ -28,8 +41,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     save(tmp_path_factory.mktemp("models") / "base")
     chat = open_chat(str(tmp_path_factory.getbasetemp() / "models0" / "base"))
     assert isinstance(chat, LocalChat)
-    chats = {"m": chat, "echo": EchoChat()}
-    with served(Models(("m", "echo"), opener=chats.__getitem__)) as url:
+    chats = {"m": chat, "echo": EchoChat(), "filling": Filling()}
+    with served(Models(tuple(chats), opener=chats.__getitem__)) as url:
         yield httpx.Client(base_url=url), chat
     chat.close()
 
@@ -74,6 +87,15 @@ def test_info(made: Made) -> None:
     assert found["eos_token"] == (None if end is None else chat.tokenizer.token_text(end))
     assert found["vocab_size"] == chat.tokenizer.vocab_size
     assert client.get("/tokenizer_info").json() == found
+
+
+def test_a_suffix(made: Made) -> None:
+    body = {"prompt": "a", "suffix": "b", "max_tokens": 9}
+    found = made[0].post("/v1/completions", json={"model": "filling", **body}).json()
+    assert found["choices"][0]["text"] == "between a and b"
+    for model in ("m", "echo"):
+        refused = made[0].post("/v1/completions", json={"model": model, **body})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "suffix")
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,6 @@ def test_completion_defaults_and_limits() -> None:
     asked = completion(echo=True, logprobs=2, max_tokens=0).sampling
     assert asked == Sampling(max_tokens=0, logprobs=2, prompt_logprobs=2)
     assert completion().sampling.max_tokens == 16
-    for wrong, field in (({"prompt": ["x"] * 600}, "prompt"), ({"prompt": "x", "suffix": "y"}, "suffix"),
+    for wrong, field in (({"prompt": ["x"] * 600}, "prompt"), ({"prompt": "x", "suffix": "y", "echo": True}, "echo"),
                          ({"prompt": "x", "stream": True, "best_of": 3}, "best_of")):  # fmt: skip
         assert refused(CompletionBody, wrong, "sampling") == field

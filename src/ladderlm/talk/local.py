@@ -18,6 +18,7 @@ from ladderlm.errors import UsageError
 from ladderlm.models.reference import open_adapter, open_model
 from ladderlm.talk.telling import Saying, Telling
 from ladderlm.text.detokenise import Detokeniser
+from ladderlm.text.middle import middle_ids
 from ladderlm.text.render import Rendered, render
 from ladderlm.text.template import ChatTemplate
 from ladderlm.text.tools import fitted
@@ -109,6 +110,11 @@ class LocalChat:
         """Raw continuation of text (after the document-start token) or of ids as they are."""
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt)
         return self._speak(ids, sampling, cancel, deadline, priority)
+
+    def between(self, prompt: str | Sequence[int], suffix: str) -> list[int]:
+        """What to `complete` so that the text between is written. UsageError where the model has not learnt it."""
+        before = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        return middle_ids(self.tokenizer, before, self.tokenizer.encode(suffix, continues=True))
 
     def count(self, prompt: str | Conversation) -> int:
         """How many tokens of it the model reads."""

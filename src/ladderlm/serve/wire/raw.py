@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ladderlm.errors import UsageError
 from ladderlm.serve.wire.base import Id, Whole, Wire
+from ladderlm.serve.wire.chat import Count, Finish, UsageAnswer
 from ladderlm.serve.wire.sampling import SamplingFields
 from ladderlm.types import Sampling
 
@@ -30,8 +31,8 @@ class CompletionBody(SamplingFields):
 
     @property
     def sampling(self) -> Sampling:
-        if self.suffix:
-            raise UsageError("filling in the middle is not supported", where="suffix", cure="leave the field out")
+        if self.suffix and self.echo:
+            raise UsageError("a prompt with a suffix cannot be echoed", where="echo", cure="leave it out")
         if self.stream and self.best_of is not None and self.best_of > (self.n or 1):
             raise UsageError("best_of cannot be streamed", where="best_of", cure="leave it out, or stream: false")
         drawn = self.drawn(
@@ -74,3 +75,62 @@ def prompts(value: str | list[int] | list[str | list[int]]) -> tuple[Prompt, ...
     if isinstance(value[0], int):
         return (tuple(value),)
     return tuple(item if isinstance(item, str) else tuple(item) for item in value)
+
+
+# --- The answers --------------------------------------------------------------------------------------------------
+
+
+class CompletionLogprobs(Wire):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[Count]
+
+
+class CompletionChoice(Wire):
+    index: Count
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Finish | None
+
+
+class CompletionAnswer(Wire):
+    """A whole answer. With `stream` it comes in pieces, as server-sent events."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: Count
+    model: str
+    choices: list[CompletionChoice]
+    usage: UsageAnswer | None
+
+
+class EmbeddingUsage(Wire):
+    prompt_tokens: Count
+    total_tokens: Count
+
+
+class Embedding(Wire):
+    object: Literal["embedding"]
+    index: Count
+    embedding: list[float] | str
+
+
+class EmbeddingAnswer(Wire):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
+class NextToken(Wire):
+    id: Id | None
+    text: str
+    logprob: float
+    prob: Annotated[float, Field(ge=0, le=1)]
+
+
+class NextAnswer(Wire):
+    object: Literal["next"]
+    model: str
+    tokens: list[NextToken]
