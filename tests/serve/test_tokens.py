@@ -64,6 +64,10 @@ def test_a_spelled_control_token_stays_text(made: Made) -> None:
         found = client.post("/tokenize", json={"prompt": f"a{name}", "add_special_tokens": False}).json()["tokens"]
         assert not set(found) & set(chat.tokenizer.control.values())
         id = chat.tokenizer.control[name]
+        bare = {"prompt": name, "add_special_tokens": False}
+        assert client.post("/tokenize", json=bare).json()["tokens"] == [id]
+        parsed = {"prompt": f"a{name}", "add_special_tokens": False, "parse_special": True}
+        assert client.post("/tokenize", json=parsed).json()["tokens"][-1] == id
         assert client.post("/detokenize", json={"tokens": [id]}).json() == {"prompt": name}
 
 
@@ -78,6 +82,14 @@ def test_a_chat(made: Made) -> None:
         "/tokenize", json={"messages": [{"role": "user", "content": "hi"}], "add_generation_prompt": False}
     ).json()["tokens"]
     assert prompt[: len(bare)] == bare
+
+
+def test_wrong_ids_and_methods(made: Made) -> None:
+    client, _ = made
+    assert client.post("/detokenize", json={"tokens": [2**30]}).status_code == 404
+    for method, path, allowed in (("GET", "/tokenize", "POST"), ("PATCH", "/v1/responses/x", "DELETE, GET")):
+        refused = client.request(method, path)
+        assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
 
 
 def test_info(made: Made) -> None:
@@ -101,9 +113,8 @@ def test_a_suffix(made: Made) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
-        ("/tokenize", {}, "prompt"),
-        ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "prompt"),
-        ("/detokenize", {"tokens": [2**30]}, "tokens"),
+        ("/tokenize", {}, "messages"),
+        ("/tokenize", {"messages": []}, "messages"),
         ("/detokenize", {"tokens": [-1]}, "tokens[0]"),
         ("/tokenize", {"model": "echo", "prompt": "a"}, "model"),
     ],

@@ -65,10 +65,10 @@ def build_app(
 
 
 class _PageAt(Mount):
-    """Everywhere but below /v1, where a wrong method is told from a path that is not there."""
+    """Everywhere but on the API's paths, where a wrong method is told from a path that is not there."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        return (Match.NONE, {}) if scope["path"].startswith("/v1/") else super().matches(scope)
+        return (Match.NONE, {}) if scope["path"].startswith("/v1/") or _methods(scope) else super().matches(scope)
 
 
 class _Page(StaticFiles):
@@ -78,6 +78,14 @@ class _Page(StaticFiles):
         response = super().file_response(*args, **kwargs)
         response.headers["cache-control"] = "no-cache"
         return response
+
+
+def _methods(scope: Scope) -> set[str]:
+    """Those that the API knows for a path."""
+    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+    found = [route for route in routes if route.matches(scope)[0] != Match.NONE]
+    exact = [route for route in found if route.path == scope["path"]]  # "/responses/input_tokens" is no response's id
+    return {method for route in exact or found for method in route.methods or ()}
 
 
 def _operation(route: APIRoute) -> str:
@@ -114,4 +122,7 @@ async def _refused(request: Request, error: HTTPException) -> Response:
     """A path or method that is not there, or a body that is too large."""
     body = answers.error_body(LadderError(error.detail, where=request.url.path))
     body["error"]["type"] = "not_found_error" if error.status_code == 404 else "invalid_request_error"
-    return _told(request, body, error.status_code, error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # a path may have several routes, of a method each
+        headers["Allow"] = ", ".join(sorted(_methods(request.scope)))
+    return _told(request, body, error.status_code, headers)

@@ -7,29 +7,46 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
-from ladderlm.errors import UsageError
+from ladderlm.errors import NotFound, UsageError
 from ladderlm.serve.server import Here, Object
-from ladderlm.serve.wire.tokens import DetokenizeAnswer, DetokenizeBody, TokenizeAnswer, TokenizeBody, TokenizerInfo
+from ladderlm.serve.wire.tokens import (
+    DetokenizeAnswer,
+    DetokenizeBody,
+    TokenizeAnswer,
+    TokenizeChat,
+    TokenizerInfo,
+    TokenizeText,
+)
 from ladderlm.types import Chat
 
 router = APIRouter(tags=["tokens"])
 
 
 @router.post("/tokenize", responses={200: {"model": TokenizeAnswer}})
-async def tokenize(body: TokenizeBody, server: Here) -> Response:
-    """Text or a chat to ids. Text gets the document-start token in front unless `add_special_tokens` is false."""
+async def tokenize(body: TokenizeText | TokenizeChat, server: Here) -> Response:
+    """Text or a chat to ids. Text gets the document-start token in front unless `add_special_tokens` is false.
+
+    Control tokens that text spells stay text unless `parse_special` is true. A prompt that is nothing but the name of
+    one, without special tokens, is that token: so clients look up the end's id.
+    """
     name = server.models.resolve(body.model)
-    conversation = body.conversation
+
+    def read(chat: Any) -> list[int]:
+        if isinstance(body, TokenizeChat):
+            begins = body.add_generation_prompt is not False
+            return list(chat.conversation_ids(body.conversation, add_generation_prompt=begins))
+        if body.prompt in chat.tokenizer.control and body.add_special_tokens is False:
+            return [chat.tokenizer.control[body.prompt]]
+        if body.parse_special:
+            start = [] if body.add_special_tokens is False else chat.prompt_ids("")
+            return [*start, *chat.tokenizer.encode(body.prompt, special=True)]
+        plain = body.add_special_tokens is False
+        return list(chat.tokenizer.encode(body.prompt) if plain else chat.prompt_ids(body.prompt))
 
     def work() -> Object:
         with server.models.use(name) as opened:
             chat = _local(opened, name)
-            if conversation is not None:
-                ids = chat.conversation_ids(conversation, add_generation_prompt=body.add_generation_prompt is not False)
-            elif body.add_special_tokens is False:
-                ids = chat.tokenizer.encode(body.prompt or "")
-            else:
-                ids = chat.prompt_ids(body.prompt or "")
+            ids = read(chat)
             texts = [chat.tokenizer.token_text(i) for i in ids] if body.return_token_strs else None
             return {
                 "count": len(ids),
@@ -50,7 +67,7 @@ async def detokenize(body: DetokenizeBody, server: Here) -> Response:
         with server.models.use(name) as opened:
             tokenizer = _local(opened, name).tokenizer
             if wrong := [i for i in body.tokens if i >= tokenizer.vocab_size]:
-                raise UsageError(f"no token {wrong[0]}", where="tokens", cure=f"ids are below {tokenizer.vocab_size}")
+                raise NotFound(f"no token {wrong[0]}", where="tokens", cure=f"ids are below {tokenizer.vocab_size}")
             return str(tokenizer.decode(body.tokens, special=True))
 
     return JSONResponse({"prompt": await server.call(work)})

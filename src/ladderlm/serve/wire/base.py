@@ -37,8 +37,9 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
-Id = Annotated[Whole, Field(ge=0, le=2**31 - 1)]  # of a token
+AsWhole = BeforeValidator(_whole)  # comes after the bounds, for a schema to tell them
+Whole = Annotated[int, AsWhole]
+Id = Annotated[int, Field(ge=0, le=2**31 - 1), AsWhole]  # of a token
 
 
 def complaint(errors: Sequence[Any], body: Any) -> UsageError:

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ladderlm.errors import UsageError
-from ladderlm.serve.wire.base import Object, Whole, Wire
+from ladderlm.serve.wire.base import AsWhole, Object, Whole, Wire
 from ladderlm.serve.wire.sampling import SamplingFields
 from ladderlm.serve.wire.tools import MAX_TOOLS, Call, FunctionTool, Offer, ToolChoice, offer
 from ladderlm.types import Conversation, Message, Part, Reasoning, Sampling, Text, ToolCall, ToolResult
 
 MAX_TOP_LOGPROBS = 20
-Count = Annotated[Whole, Field(ge=0)]
+Count = Annotated[int, Field(ge=0), AsWhole]
 Finish = Literal["stop", "length", "tool_calls"]
 
 
@@ -58,10 +58,10 @@ AnyMessage = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMess
 class ChatBody(SamplingFields):
     model: str | None = None
     messages: Annotated[list[AnyMessage], Field(min_length=1)]
-    max_tokens: Annotated[Whole, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[Whole, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1), AsWhole] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1), AsWhole] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), AsWhole] | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -185,4 +185,5 @@ class ChatAnswer(Wire):
     usage: UsageAnswer | None
 
 
-STREAMED: Object = {"text/event-stream": {"schema": {"type": "string"}}}  # the other form of such an answer
+_EVENT = {"type": "object", "properties": {"event": {"type": "string"}, "data": {"type": "string"}}}
+STREAMED: Object = {"text/event-stream": {"schema": _EVENT}}  # the other form of such an answer

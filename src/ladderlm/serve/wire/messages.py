@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ladderlm.errors import UsageError
-from ladderlm.serve.wire.base import Object, Whole, Wire
+from ladderlm.serve.wire.base import AsWhole, Object, Wire
 from ladderlm.serve.wire.chat import Count, joined
 from ladderlm.serve.wire.sampling import DRAWING, MAX_STOPS, Share, Text
 from ladderlm.serve.wire.tools import MAX_TOOLS, Offer, chosen, narrowed
@@ -127,12 +127,12 @@ class CountBody(Wire):
 
 
 class MessagesBody(CountBody):
-    max_tokens: Annotated[Whole, Field(ge=1)]
+    max_tokens: Annotated[int, Field(ge=1), AsWhole]
     stop_sequences: Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Share | None = None
-    top_k: Annotated[Whole, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0), AsWhole] | None = None
     output_config: OutputConfig | None = None
 
     @property

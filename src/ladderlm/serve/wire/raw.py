@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ladderlm.errors import UsageError
-from ladderlm.serve.wire.base import Id, Whole, Wire
+from ladderlm.serve.wire.base import AsWhole, Id, Wire
 from ladderlm.serve.wire.chat import Count, Finish, UsageAnswer
 from ladderlm.serve.wire.sampling import SamplingFields
 from ladderlm.types import Sampling
@@ -23,10 +23,10 @@ Ids = Annotated[list[Id], Field(min_length=1)]
 class CompletionBody(SamplingFields):
     model: str | None = None
     prompt: str | Ids | Annotated[list[str | Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
-    max_tokens: Annotated[Whole, Field(ge=0)] | None = None
-    logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    max_tokens: Annotated[int, Field(ge=0), AsWhole] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), AsWhole] | None = None
     echo: bool | None = None
-    best_of: Annotated[Whole, Field(ge=1, le=128)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=128), AsWhole] | None = None
     suffix: str | None = None
 
     @property
@@ -54,7 +54,7 @@ class CompletionBody(SamplingFields):
 class EmbeddingBody(Wire):
     model: str | None = None
     input: str | Ids | Annotated[list[str | Ids], Field(min_length=1, max_length=MAX_DOCUMENTS)]
-    dimensions: Annotated[Whole, Field(ge=1)] | None = None
+    dimensions: Annotated[int, Field(ge=1), AsWhole] | None = None
     encoding_format: Literal["float", "base64"] | None = None
 
     @property
@@ -65,7 +65,7 @@ class EmbeddingBody(Wire):
 class NextBody(Wire):
     model: str | None = None
     prompt: str
-    k: Annotated[Whole, Field(ge=1, le=1000)] | None = None
+    k: Annotated[int, Field(ge=1, le=1000), AsWhole] | None = None
 
 
 def prompts(value: str | list[int] | list[str | list[int]]) -> tuple[Prompt, ...]:

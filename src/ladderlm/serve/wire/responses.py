@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from ladderlm.errors import UsageError
-from ladderlm.serve.wire.base import Object, Whole, Wire
+from ladderlm.serve.wire.base import AsWhole, Object, Whole, Wire
 from ladderlm.serve.wire.chat import MAX_TOP_LOGPROBS, AlternativeLogprob, Count
 from ladderlm.serve.wire.sampling import DRAWING, Share
 from ladderlm.serve.wire.tools import MAX_TOOLS, Function, Named, Offer, chosen, narrowed
@@ -179,13 +179,13 @@ class ResponseBody(InputBody):
     background: bool | None = None
     include: list[str] | None = None
     metadata: Metadata | None = None
-    max_output_tokens: Annotated[Whole, Field(ge=1)] | None = None
-    max_tool_calls: Annotated[Whole, Field(ge=1)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1), AsWhole] | None = None
+    max_tool_calls: Annotated[int, Field(ge=1), AsWhole] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Share | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), AsWhole] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     user: str | None = None

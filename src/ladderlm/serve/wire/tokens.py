@@ -6,31 +6,31 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ladderlm.errors import UsageError
 from ladderlm.serve.wire.base import Id, Wire
 from ladderlm.serve.wire.chat import AnyMessage, ChatBody, Count
-from ladderlm.serve.wire.tools import FunctionTool
+from ladderlm.serve.wire.tools import MAX_TOOLS, FunctionTool
 from ladderlm.types import Conversation
 
 
-class TokenizeBody(Wire):
-    """Text, or the messages of a chat as the model would read them."""
+class TokenizeText(Wire):
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool | None = None
+    parse_special: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class TokenizeChat(Wire):
+    """The messages of a chat, as the model would read them."""
 
     model: str | None = None
-    prompt: str | None = None
-    messages: Annotated[list[AnyMessage], Field(min_length=1)] | None = None
-    tools: list[FunctionTool] | None = None
-    add_special_tokens: bool | None = None
+    messages: Annotated[list[AnyMessage], Field(min_length=1)]
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
     add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
     return_token_strs: bool | None = None
 
     @property
-    def conversation(self) -> Conversation | None:
-        if (self.prompt is None) == (self.messages is None):
-            raise UsageError("either a prompt or messages", where="prompt")
-        if self.messages is None:
-            return None
+    def conversation(self) -> Conversation:
         return ChatBody(messages=self.messages, tools=self.tools).conversation
 
 
