@@ -58,8 +58,8 @@ def post(url: str, route: str = "completions", **body: Any) -> httpx.Response:
 
 
 HOSTILE: list[tuple[str, dict[str, Any], int, str]] = [
-    ("no tokens", {"prompt": []}, 400, "token ids"),
-    ("an empty list of ids", {"prompt": [[]]}, 400, "token ids"),
+    ("no tokens", {"prompt": []}, 400, "at least 1 item"),
+    ("an empty list of ids", {"prompt": [[]]}, 400, "at least 1 item"),
     ("a prompt longer than the context", {"prompt": [5] * 129}, 400, "context of 128"),
     ("a prompt that fills the context", {"prompt": [5] * 128}, 400, "context of 128"),
     ("an id out of range", {"prompt": [5, 260]}, 400, "outside 0..259"),
