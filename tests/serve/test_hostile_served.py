@@ -64,7 +64,7 @@ HOSTILE: list[tuple[str, dict[str, Any], int, str]] = [
     ("a prompt that fills the context", {"prompt": [5] * 128}, 400, "context of 128"),
     ("an id out of range", {"prompt": [5, 260]}, 400, "outside 0..259"),
     ("a huge id", {"prompt": [2**70]}, 400, "less than or equal"),
-    ("an id below 0", {"prompt": [5, -1]}, 400, "token ids"),
+    ("an id below 0", {"prompt": [5, -1]}, 400, "greater than or equal"),
     ("a stop id out of range", {"prompt": [5], "stop_token_ids": [10**9], "max_tokens": 2}, 200, ""),
     ("a biased id out of range", {"prompt": [5], "logit_bias": {"260": 1}}, 400, "logit_bias"),
     ("10,000 stop strings", {"prompt": [5], "stop": [f"stop {i}" for i in range(10_000)]}, 400, "at most 16"),
