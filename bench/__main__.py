@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # name -> what it proves; each is a module here with `measure(minute: bool) -> dict` whose "bars" are name -> bool.
 BENCHES = {
     "startup": "the command line starts in under 0.5 s of CPU time, without torch",
+    "clients": "LangChain, LlamaIndex, llm, lm-eval and the official clients run unmodified against the server",
     "parity": "the default model agrees with llama.cpp and transformers on the same weights",
     "gguf": "llama.cpp runs our GGUF exports as our engine runs the source",
     "speed": "tokens per second of the engine on the default model",

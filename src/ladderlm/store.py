@@ -83,6 +83,12 @@ _SCHEMA = (
         PRIMARY KEY (user, name));
     CREATE TABLE votes (id TEXT PRIMARY KEY, user TEXT NOT NULL, body TEXT NOT NULL, created REAL NOT NULL);
     """,
+    # Stored responses.
+    """
+    CREATE TABLE responses (id TEXT PRIMARY KEY, user TEXT NOT NULL, created REAL NOT NULL, previous TEXT,
+        input TEXT NOT NULL, body TEXT NOT NULL);
+    CREATE INDEX responses_of_user ON responses (user, created);
+    """,
 )
 SCHEMA_VERSION = len(_SCHEMA)
 

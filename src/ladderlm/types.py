@@ -178,6 +178,7 @@ class Tool(Value):
     name: str
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    strict: bool = False  # calls must fit the schema, or the request is refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +218,7 @@ class Sampling(Value):
     DRY takes multiplier * base ** (n - allowed_length) from what would lengthen a repeat of n tokens; tokens that
     hold one of `dry_breakers` end it. Mirostat 2 (off at tau 0) takes the place of the four filters.
     `max_tokens` None: until the model stops or its context is full. `seed` None: fresh randomness.
+    `tool_choice` "required": the answer is at least one call of a tool that the conversation offers.
     """
 
     temperature: float = 1.0
@@ -245,6 +247,8 @@ class Sampling(Value):
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     response_format: Mapping[str, Any] | None = None
+    tool_choice: Literal["auto", "required"] = "auto"
+    parallel_tool_calls: bool = True
 
     def __post_init__(self) -> None:
         for name, (low, high) in _RANGES.items():
@@ -302,6 +306,7 @@ class Delta(Value):
     """A stream's next piece of choice `index`. `prompt`: its tokens, once, first, where `prompt_logprobs` asks.
 
     `stop`: the token that ended the choice, which is not among its tokens, where a `Model` is asked for `logprobs`.
+    `call`: a piece of a tool call, with the id and name of the whole. `stopped_by`: the stop string that ended it.
     """
 
     index: int = 0
@@ -312,6 +317,8 @@ class Delta(Value):
     usage: Usage | None = None
     prompt: tuple[Token, ...] = ()
     stop: Token | None = None
+    call: ToolCall | None = None
+    stopped_by: str = ""
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -323,7 +330,7 @@ class Choice(Value):
     index: int = 0
     text: str = ""
     reasoning: str = ""
-    tool_calls: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
     tokens: tuple[Token, ...] = ()
     finish_reason: FinishReason | None = None
 
@@ -352,17 +359,20 @@ class Completion(Value):
         prompt: tuple[Token, ...] = ()
         for d in deltas:
             usage, prompt = d.usage or usage, d.prompt or prompt
-            if not (d.text or d.tokens or d.finish_reason):
+            if not (d.text or d.tokens or d.finish_reason or d.call):
                 continue
-            fresh: dict[str, Any] = {"text": [], "reasoning": [], "tool_call": [], "tokens": [], "finish_reason": None}
-            p = parts.setdefault(d.index, fresh)
-            p[d.part].append(d.text)
+            p = parts.setdefault(d.index, {"text": [], "reasoning": [], "calls": {}, "tokens": [], "finish": None})
+            if d.call is not None:
+                begun = p["calls"].get(d.call.id, ToolCall("", "", "")).arguments
+                p["calls"][d.call.id] = dataclasses.replace(d.call, arguments=begun + d.call.arguments)
+            elif d.part != "tool_call":
+                p[d.part].append(d.text)
             p["tokens"].extend(d.tokens)
-            p["finish_reason"] = d.finish_reason or p["finish_reason"]
+            p["finish"] = d.finish_reason or p["finish"]
         choices = tuple(
             Choice(
-                index, "".join(p["text"]), "".join(p["reasoning"]), "".join(p["tool_call"]),
-                tuple(p["tokens"]), p["finish_reason"],
+                index, "".join(p["text"]), "".join(p["reasoning"]), tuple(p["calls"].values()),
+                tuple(p["tokens"]), p["finish"],
             )
             for index, p in sorted(parts.items())
         )  # fmt: skip

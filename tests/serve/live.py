@@ -7,11 +7,18 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 from ladderlm.serve.app import build_app
 from ladderlm.serve.models import Models
-from ladderlm.types import Cancel, Candidate, Conversation, Delta, Sampling, Token, Usage
+from ladderlm.talk.echo import EchoChat
+from ladderlm.text.bpe import train_bpe
+from ladderlm.text.render import render
+from ladderlm.text.template import CHATML, ChatTemplate
+from ladderlm.types import Cancel, Candidate, Conversation, Delta, FloatArray, Sampling, Token, ToolCall, Usage
 
 WORDS = ("Hé", "llo", " wor", "ld")
 
@@ -72,6 +79,76 @@ class Scripted:
 
     def close(self) -> None:
         self.closed = True
+
+
+class Acting:
+    """Says the Deltas of `script`, whatever it is asked; remembers what it was asked."""
+
+    def __init__(self, *script: Delta) -> None:
+        self.script = script
+        self.asked: list[tuple[Conversation, Sampling]] = []
+
+    def stream(
+        self,
+        conversation: Conversation,
+        sampling: Sampling,
+        *,
+        cancel: Cancel | None = None,
+        deadline: float | None = None,
+        priority: int = 0,
+    ) -> Iterator[Delta]:
+        self.asked.append((conversation, sampling))
+        yield from self.script
+
+
+def calling() -> Acting:
+    """Thinks, speaks, and calls two tools, the first in pieces; its tokens have log-probabilities."""
+    return Acting(
+        Delta(part="reasoning", text="hm", tokens=(token(0, "hm"),)),
+        Delta(text="Let me ", tokens=(token(1, "Let me "),)),
+        Delta(text="look.", tokens=(token(2, "look."),)),
+        Delta(part="tool_call", call=ToolCall("c1", "look", ""), tokens=(token(3, "<call>"),)),
+        Delta(part="tool_call", call=ToolCall("c1", "look", '{"q": '), tokens=(token(4, '{"q": '),)),
+        Delta(part="tool_call", call=ToolCall("c1", "look", '"é"}'), tokens=(token(5, '"é"}'),)),
+        Delta(part="tool_call", call=ToolCall("c2", "ask", "{}"), tokens=(token(6, "{}"),)),
+        Delta(finish_reason="tool_calls"),
+        Delta(usage=Usage(3, 7)),
+    )
+
+
+class Able(EchoChat):
+    """An echo that has what every route asks for: a tokenizer, vectors, a next-token table, a middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = train_bpe(["one two three four"], 300)
+        self.engine = SimpleNamespace(context_length=512)
+        self.files = SimpleNamespace(template=ChatTemplate(CHATML))
+        self.embedder = self
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        return self.tokenizer.encode(prompt)
+
+    ids = prompt_ids
+
+    def conversation_ids(self, conversation: Conversation, *, add_generation_prompt: bool = True) -> list[int]:
+        template = self.files.template
+        return render(conversation, self.tokenizer, template, add_generation_prompt=add_generation_prompt).ids
+
+    def embed(self, rows: Sequence[Sequence[int]], dimensions: int | None = None) -> FloatArray:
+        return np.ones((len(rows), min(dimensions or 8, 8)), np.float32)
+
+    def next(self, prompt: str | Conversation, k: int = 10) -> list[Candidate]:
+        return [Candidate(i, -float(i + 1), f" w{i}") for i in range(k)]
+
+    def between(self, prompt: str | Sequence[int], suffix: str) -> tuple[int, ...]:
+        return (1, 2)
+
+    def complete(self, prompt: str | Sequence[int], sampling: Sampling, **settings: Any) -> Iterator[Delta]:
+        text = prompt if isinstance(prompt, str) else self.tokenizer.decode(i for i in prompt if i < 256)
+        if sampling.prompt_logprobs is not None:
+            yield Delta(prompt=(token(0, text),))
+        yield from super().complete(text, sampling, **settings)
 
 
 class Endless:

@@ -105,6 +105,14 @@ def test_messages_become_turns() -> None:
     )
 
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+NO_TOOL = {"type": "function", "function": {"name": "g"}}
+CALLED = {
+    "role": "assistant",
+    "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}],
+}
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -138,7 +146,16 @@ def test_messages_become_turns() -> None:
         ({"messages": HELLO, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"messages": HELLO, "response_format": {"type": "xml"}}, "response_format.type"),
         ({"messages": HELLO, "response_format": {"type": "json_schema"}}, "response_format.json_schema"),
-        ({"messages": HELLO, "tools": [{"type": "function"}]}, "tools"),
+        ({"messages": HELLO, "tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"messages": HELLO, "tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"messages": HELLO, "tools": [TOOL, TOOL]}, "tools"),
+        ({"messages": HELLO, "tools": [TOOL], "tool_choice": "f"}, "tool_choice"),
+        ({"messages": HELLO, "tools": [TOOL], "tool_choice": NO_TOOL}, "tool_choice"),
+        ({"messages": HELLO, "tool_choice": "required"}, "tool_choice"),
+        ({"messages": HELLO, "functions": [{"name": "f"}]}, "functions"),
+        ({"messages": [*HELLO, {"role": "assistant"}]}, "messages[1].content"),
+        ({"messages": [*HELLO, CALLED]}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
         ({"messages": HELLO, "model": 3}, "model"),
     ],
 )
@@ -159,6 +176,6 @@ def test_completion_defaults_and_limits() -> None:
     asked = completion(echo=True, logprobs=2, max_tokens=0).sampling
     assert asked == Sampling(max_tokens=0, logprobs=2, prompt_logprobs=2)
     assert completion().sampling.max_tokens == 16
-    for wrong, field in (({"prompt": ["x"] * 600}, "prompt"), ({"prompt": "x", "suffix": "y"}, "suffix"),
+    for wrong, field in (({"prompt": ["x"] * 600}, "prompt"), ({"prompt": "x", "suffix": "y", "echo": True}, "echo"),
                          ({"prompt": "x", "stream": True, "best_of": 3}, "best_of")):  # fmt: skip
         assert refused(CompletionBody, wrong, "sampling") == field

@@ -86,7 +86,7 @@ def test_reasoning_tools_and_logprobs() -> None:
     with Server(script) as server:
         choice = ask(server, Sampling(logprobs=2), talk).choices[0]
     assert (choice.reasoning, choice.text, choice.finish_reason) == ("hm", "a", "tool_calls")
-    assert choice.tool_calls == '[{"id": "c1", "name": "look", "arguments": "{\\"q\\":\\"x\\"}"}]'
+    assert choice.tool_calls == (ToolCall("c1", "look", '{"q":"x"}'),)
     assert [c.text for c in choice.tokens[0].top] == ["a", "b"]
     assert choice.tokens[0].data == (97,)
     sent = server.bodies[0]

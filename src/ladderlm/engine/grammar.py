@@ -5,6 +5,7 @@
 {"type": "json_schema", "json_schema": {"schema": {...}}}   (the OpenAI form; "schema" may also stand directly)
 {"type": "regex", "regex": "..."}
 {"type": "grammar", "grammar": "..."}                       (Lark's syntax, or llama.cpp's GBNF)
+{"type": "lark", "grammar": "..."}                          (Lark's syntax as it is)
 
 The mask for a step is computed by another thread while the network runs. What a grammar may cost is bounded: one that
 is too large or too ambiguous is an error of its own request.
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ladderlm.text.tokenizer import Tokenizer
 
 _COMPACT = {"whitespace_flexible": False}  # else a weak model may write blanks for ever
-_KINDS = ("text", "json_object", "json_schema", "regex", "grammar")
+_KINDS = ("text", "json_object", "json_schema", "regex", "grammar", "lark")
 _LONGEST = 2**18  # characters of a grammar
 _DEEPEST = 256  # brackets within brackets
 _FUEL = 200_000  # work of the lexer in one step, some 15 ms; llguidance gives up beyond
@@ -64,6 +65,17 @@ class Grammars:
         return Matcher(matcher, self._vocab_size, self._worker)
 
 
+def schema_fault(schema: Mapping[str, Any]) -> str:
+    """Why a JSON schema cannot be forced on an answer; empty where it can."""
+    from llguidance import LLMatcher
+
+    try:
+        source = LLMatcher.grammar_from_json_schema(_bounded(json.dumps(schema)))
+    except (ValueError, TypeError, RecursionError) as error:
+        return str(error)[:300]
+    return str(LLMatcher.validate_grammar(source))[:300]
+
+
 def _source(response_format: Mapping[str, Any]) -> str | None:
     """The grammar in llguidance's form."""
     from llguidance import LLMatcher
@@ -76,6 +88,8 @@ def _source(response_format: Mapping[str, Any]) -> str | None:
             return str(LLMatcher.grammar_from_regex(_bounded(_field(response_format, "regex", str))))
         if kind == "grammar":
             return str(LLMatcher.grammar_from_lark(_lark(_bounded(_field(response_format, "grammar", str)))))
+        if kind == "lark":
+            return str(LLMatcher.grammar_from_lark(_bounded(_field(response_format, "grammar", str))))
         if kind == "json_object":
             schema: Any = {"type": "object"}
         elif kind == "json_schema":

@@ -7,12 +7,13 @@ import codecs
 import math
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ladderlm.errors import AuthError, ContextOverflow, LadderError, NotFound, UsageError, outcome
-from ladderlm.types import Candidate, Choice, Completion, Delta, FinishReason, FloatArray, Token, Usage
+from ladderlm.types import Candidate, Choice, Completion, Delta, FinishReason, FloatArray, Token, ToolCall, Usage
 
 # A log-probability on the wire is finite (JSON has no -inf); OpenAI's own floor.
 FLOOR = -9999.0
@@ -108,16 +109,34 @@ def chat_start(envelope: Envelope, n: int) -> Iterator[dict[str, Any]]:
         yield envelope.of([_chunk(index, {"role": "assistant", "content": ""})])
 
 
-def chat_chunk(envelope: Envelope, delta: Delta, logprobs: bool) -> dict[str, Any] | None:
-    """One Delta as a chunk; None when it says nothing."""
-    if not (delta.text or delta.tokens or delta.finish_reason):
-        return None
-    name = "reasoning_content" if delta.part == "reasoning" else "content"
-    content = {name: delta.text} if delta.text or (logprobs and delta.tokens) else {}
-    chunk = _chunk(delta.index, content, _finish(delta.finish_reason))
-    if logprobs and delta.tokens:
-        chunk["logprobs"] = chat_logprobs(delta.tokens)
-    return envelope.of([chunk])
+class ChatChunks:
+    """One stream's Deltas as chunks: a tool call's id and name go out once, then pieces of its arguments."""
+
+    def __init__(self, envelope: Envelope, logprobs: bool) -> None:
+        self._envelope, self._logprobs = envelope, logprobs
+        self._calls: defaultdict[int, list[str]] = defaultdict(list)  # of each choice, the ids
+
+    def of(self, delta: Delta) -> dict[str, Any] | None:
+        """None for a Delta that says nothing."""
+        if not (delta.text or delta.tokens or delta.finish_reason or delta.call):
+            return None
+        said: dict[str, Any] = {}
+        if delta.call is not None:
+            said = {"tool_calls": [self._call(delta.index, delta.call)]}
+        elif delta.text or (self._logprobs and delta.tokens):
+            said = {"reasoning_content" if delta.part == "reasoning" else "content": delta.text}
+        chunk = _chunk(delta.index, said, _finish(delta.finish_reason))
+        if self._logprobs and delta.tokens:
+            chunk["logprobs"] = chat_logprobs(delta.tokens)
+        return self._envelope.of([chunk])
+
+    def _call(self, choice: int, call: ToolCall) -> dict[str, Any]:
+        known = self._calls[choice]
+        if call.id in known:
+            return {"index": known.index(call.id), "function": {"arguments": call.arguments}}
+        known.append(call.id)
+        function = {"name": call.name, "arguments": call.arguments}
+        return {"index": len(known) - 1, "id": call.id, "type": "function", "function": function}
 
 
 def chat_logprobs(tokens: Sequence[Token]) -> dict[str, Any]:
@@ -139,9 +158,15 @@ def chat_logprobs(tokens: Sequence[Token]) -> dict[str, Any]:
 
 
 def _message(choice: Choice) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    content = choice.text or (None if choice.tool_calls else "")
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if choice.reasoning:
         message["reasoning_content"] = choice.reasoning
+    if choice.tool_calls:
+        message["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+            for c in choice.tool_calls
+        ]
     return message
 
 

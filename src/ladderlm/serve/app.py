@@ -9,7 +9,7 @@ import math
 import mimetypes
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,27 @@ from ladderlm.serve.meter import Meter
 from ladderlm.serve.metrics import Metrics
 from ladderlm.serve.models import Models
 from ladderlm.serve.quotas import Quotas
-from ladderlm.serve.routes import accounts, batches, chat, chats, files, jobs, metrics, models, raw, runs, usage
+from ladderlm.serve.routes import (
+    accounts,
+    batches,
+    chat,
+    chats,
+    files,
+    jobs,
+    messages,
+    metrics,
+    models,
+    raw,
+    responses,
+    runs,
+    tokens,
+    usage,
+)
 from ladderlm.serve.server import Server
 from ladderlm.serve.telemetry import Telemetry
 from ladderlm.serve.trail import Trail, Trails
 from ladderlm.serve.wire.base import ErrorBody, complaint
+from ladderlm.serve.wire.messages import error_body as anthropic_error
 
 _log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
@@ -52,6 +68,9 @@ ROUTERS = (
     models.router,
     chat.router,
     raw.router,
+    responses.router,
+    messages.router,
+    tokens.router,
     chats.router,
     runs.router,
     accounts.router,
@@ -129,6 +148,8 @@ async def _living(app: FastAPI) -> AsyncIterator[None]:
     tidying = asyncio.create_task(_tidying(server.log))
     yield
     tidying.cancel()
+    for task in server.background.values():
+        task.cancel()
     await server.batches.stop()
     await asyncio.to_thread(server.trainer.stop)
     server.log.close()
@@ -161,10 +182,10 @@ def _meters(watched: Metrics, *, capture: bool) -> Callable[[], Meter]:
 
 
 class _PageAt(Mount):
-    """Everywhere but below /v1, where a wrong method is told from a path that is not there."""
+    """Everywhere but on the API's paths, where a wrong method is told from a path that is not there."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        return (Match.NONE, {}) if scope["path"].startswith("/v1/") else super().matches(scope)
+        return (Match.NONE, {}) if scope["path"].startswith("/v1/") or _methods(scope) else super().matches(scope)
 
 
 class _Page(StaticFiles):
@@ -205,6 +226,14 @@ def origins(given: Sequence[str]) -> tuple[str, ...]:
     return tuple(given)
 
 
+def _methods(scope: Scope) -> set[str]:
+    """Those that the API knows for a path."""
+    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+    found = [route for route in routes if route.matches(scope)[0] != Match.NONE]
+    exact = [route for route in found if route.path == scope["path"]]  # "/responses/input_tokens" is no response's id
+    return {method for route in exact or found for method in route.methods or ()}
+
+
 def _operation(route: APIRoute) -> str:
     return route.name
 
@@ -216,7 +245,14 @@ async def _failed(request: Request, error: Exception) -> Response:
         headers["retry-after"] = str(math.ceil(getattr(error, "after", None) or 1))
     if request.app.state.server.bridge.draining:
         headers["connection"] = "close"
-    return JSONResponse(answers.error_body(error), status, headers)
+    return _told(request, answers.error_body(error), status, headers)
+
+
+def _told(request: Request, body: dict[str, Any], status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """An error in the form of the API that was called."""
+    if request.url.path.startswith("/v1/messages"):
+        body = anthropic_error(body["error"]["message"], status)
+    return JSONResponse(body, status, headers)
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> Response:
@@ -229,14 +265,14 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
         found = complaint(errors, error.body)
     else:
         found = UsageError("the body must be a JSON object", cure="send it as content-type: application/json")
-    return JSONResponse(answers.error_body(found), 400)
+    return _told(request, answers.error_body(found), 400)
 
 
 async def _refused(request: Request, error: HTTPException) -> Response:
     """A path or method that is not there, or a body that is too large."""
-    if error.status_code == 405:  # of all routes of this path, not of the first alone
-        routes = [r for r in request.app.routes if isinstance(r, APIRoute) and r.path_regex.match(request.url.path)]
-        error.headers = {"allow": ", ".join(sorted({method for route in routes for method in route.methods or ()}))}
     body = answers.error_body(LadderError(error.detail, where=request.url.path))
     body["error"]["type"] = "not_found_error" if error.status_code == 404 else "invalid_request_error"
-    return JSONResponse(body, error.status_code, error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # a path may have several routes, of a method each
+        headers["Allow"] = ", ".join(sorted(_methods(request.scope)))
+    return _told(request, body, error.status_code, headers)

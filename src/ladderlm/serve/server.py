@@ -35,6 +35,7 @@ Batches = AsyncGenerator[tuple[int, list[Delta]], None]
 
 GRACE = 0.5  # seconds after a deadline in which a chat tells of it itself
 SEND_TIMEOUT = 60.0  # seconds that a client may take nothing before it counts as gone
+DONE = b"data: [DONE]\n\n"
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Server:
     log: RequestLog = field(default_factory=RequestLog)
     batches: BatchRunner = field(default_factory=lambda: BatchRunner(Accounts()))
     trainer: Trainer = field(default_factory=Trainer)
+    background: dict[str, asyncio.Task[None]] = field(default_factory=dict)  # responses that nobody waits for, by id
 
     @property
     def timeout(self) -> float:
@@ -59,20 +61,25 @@ class Server:
 
     async def whole(self, request: Request, starts: Sequence[Start], rank: int = 0) -> dict[int, Completion]:
         """Every stream folded; all of them end when the client goes away."""
+        found = await self.deltas(request, starts, rank)
+        return defaultdict(Completion, {number: Completion.fold(deltas) for number, deltas in found.items()})
 
-        async def gather() -> dict[int, Completion]:
+    async def deltas(self, request: Request, starts: Sequence[Start], rank: int = 0) -> dict[int, list[Delta]]:
+        """All that every stream says."""
+
+        async def gather() -> dict[int, list[Delta]]:
             deltas: defaultdict[int, list[Delta]] = defaultdict(list)
             async with contextlib.aclosing(self.bridge.merge(starts, rank)) as batches:
                 async for number, batch in batches:
                     deltas[number] += batch
-            return defaultdict(Completion, {number: Completion.fold(found) for number, found in deltas.items()})
+            return deltas
 
         with self.bridge.admitted():
             async with self._in_time():
                 return await _unless_gone(request.receive, gather())
 
-    async def stream(self, request: Request, events: Events) -> Response:
-        """The events as they come. An error before the first one still sets the status."""
+    async def stream(self, request: Request, events: Events, last: bytes = DONE) -> Response:
+        """The events as they come, then `last`. An error before the first one still sets the status."""
         admitted = self.bridge.admitted()
         admitted.__enter__()
         try:
@@ -82,7 +89,7 @@ class Server:
             admitted.__exit__(None, None, None)
             await events.aclose()
             raise
-        return _EventStream(first, events, lambda: admitted.__exit__(None, None, None))
+        return _EventStream(first, events, lambda: admitted.__exit__(None, None, None), last)
 
     async def call(self, work: Callable[[], T]) -> T:
         """The result of blocking `work`, counted as one request."""
@@ -133,9 +140,9 @@ def ability(chat: Chat, verb: str, name: str) -> Callable[..., Any]:
 class _EventStream(Response):
     """A server-sent event stream that stops its source when the client goes away."""
 
-    def __init__(self, first: list[Object], events: Events, done: Callable[[], Any]) -> None:
+    def __init__(self, first: list[Object], events: Events, done: Callable[[], Any], last: bytes) -> None:
         super().__init__(media_type="text/event-stream")
-        self._first, self._events, self._done = first, events, done
+        self._first, self._events, self._done, self._last = first, events, done, last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
@@ -152,7 +159,7 @@ class _EventStream(Response):
             await _send_events(send, self._first)
             async for batch in self._events:
                 await _send_events(send, batch)
-            last = b"data: [DONE]\n\n"
+            last = self._last
         except _Stuck:
             raise Cancelled("the client takes nothing") from None
         except Exception as error:  # the status is out: the error travels as an event
@@ -185,7 +192,9 @@ async def _send_events(send: Send, batch: list[Object]) -> None:
 
 
 def _event(body: Object) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    """An event; one that has a type is named by it."""
+    name = f"event: {body['type']}\n".encode() if "type" in body else b""
+    return name + b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

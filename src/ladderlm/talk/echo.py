@@ -35,8 +35,7 @@ class EchoChat:
         priority: int = 0,
     ) -> Iterator[Delta]:
         said = next((m.text for m in reversed(conversation.messages) if m.role == "user"), "")
-        read = sum(len(_words(m.text)) for m in conversation.messages)
-        return self._speak(said, read, sampling, cancel, deadline)
+        return self._speak(said, self.count(conversation), sampling, cancel, deadline)
 
     def complete(
         self,
@@ -55,17 +54,17 @@ class EchoChat:
     def _speak(
         self, text: str, read: int, sampling: Sampling, cancel: Cancel | None, deadline: float | None
     ) -> Iterator[Delta]:
-        cut = min((at for s in sampling.stop if (at := text.find(s)) >= 0), default=len(text))
+        cut, by = min(((at, s) for s in sampling.stop if (at := text.find(s)) >= 0), default=(len(text), ""))
         words = _words(text[:cut])
         reason: FinishReason = "stop"
         if sampling.max_tokens is not None and len(words) > sampling.max_tokens:
-            words, reason = words[: sampling.max_tokens], "length"
+            words, reason, by = words[: sampling.max_tokens], "length", ""
         written = 0
         for word in words:
             if self._delay:
                 cancel.wait(self._delay) if cancel is not None else time.sleep(self._delay)
             if cancel is not None and cancel.is_set():
-                reason = "cancelled"
+                reason, by = "cancelled", ""
                 break
             if deadline is not None and time.monotonic() > deadline:
                 raise DeadlineExceeded("the deadline passed", where="echo")
@@ -76,7 +75,12 @@ class EchoChat:
                 yield Delta(index, text=word, tokens=(Token(None, certain, top, word, tuple(word.encode())),))
         for index in range(sampling.n):
             usage = Usage(read, written) if index == sampling.n - 1 else None
-            yield Delta(index, finish_reason=reason, usage=usage)
+            yield Delta(index, finish_reason=reason, usage=usage, stopped_by=by)
+
+    def count(self, prompt: str | Conversation) -> int:
+        """How many words it reads."""
+        texts = [prompt] if isinstance(prompt, str) else [m.text for m in prompt.messages]
+        return sum(len(_words(text)) for text in texts)
 
     def next(self, prompt: str | Conversation, k: int = 10) -> list[Candidate]:
         _certain()

@@ -16,8 +16,12 @@ import numpy as np
 from ladderlm.engine import load_embedder
 from ladderlm.errors import UsageError
 from ladderlm.models.reference import open_adapter, open_model
+from ladderlm.talk.telling import Saying, Telling
 from ladderlm.text.detokenise import Detokeniser
-from ladderlm.text.render import render
+from ladderlm.text.middle import middle_ids
+from ladderlm.text.render import Rendered, render
+from ladderlm.text.template import ChatTemplate
+from ladderlm.text.tools import fitted
 from ladderlm.types import Cancel, Candidate, Conversation, Delta, Sampling, Usage
 
 if TYPE_CHECKING:
@@ -85,10 +89,14 @@ class LocalChat:
         deadline: float | None = None,
         priority: int = 0,
     ) -> Iterator[Delta]:
-        """The answer to a conversation; a last assistant message is continued."""
-        last = conversation.messages[-1:]
-        continued = bool(last) and last[0].role == "assistant"
-        return self._speak(self._ids(conversation), sampling, cancel, deadline, priority, begins=not continued)
+        """The answer to a conversation; a last assistant message is continued.
+
+        Reasoning and tool calls come as parts of their own, calls in the form that the model's template writes.
+        """
+        rendered = self._rendered(conversation)
+        telling = Telling.of(self._template, self.tokenizer, conversation, rendered.text, sampling)
+        sampling = dataclasses.replace(sampling, response_format=telling.form)
+        return self._speak(rendered.ids, sampling, cancel, deadline, priority, telling)
 
     def complete(
         self,
@@ -103,6 +111,15 @@ class LocalChat:
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt)
         return self._speak(ids, sampling, cancel, deadline, priority)
 
+    def between(self, prompt: str | Sequence[int], suffix: str) -> list[int]:
+        """What to `complete` so that the text between is written. UsageError where the model has not learnt it."""
+        before = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        return middle_ids(self.tokenizer, before, self.tokenizer.encode(suffix, continues=True))
+
+    def count(self, prompt: str | Conversation) -> int:
+        """How many tokens of it the model reads."""
+        return len(self._ids(prompt))
+
     def prompt_ids(self, prompt: str) -> list[int]:
         start = self.tokenizer.document_start_id
         return ([] if start is None else [start]) + self.tokenizer.encode(prompt)
@@ -114,8 +131,7 @@ class LocalChat:
         cancel: Cancel | None,
         deadline: float | None,
         priority: int,
-        *,
-        begins: bool = False,
+        telling: Telling | None = None,
     ) -> Iterator[Delta]:
         inner = dataclasses.replace(
             sampling, stop=(), stop_ids=tuple(dict.fromkeys((*sampling.stop_ids, *self.tokenizer.stop_ids)))
@@ -123,7 +139,7 @@ class LocalChat:
         if sampling.dry_multiplier:
             breakers = (*sampling.dry_breaker_ids, *self._tokens_with(sampling.dry_breakers))
             inner = dataclasses.replace(inner, dry_breakers=(), dry_breaker_ids=breakers)
-        choices = [Detokeniser(self.tokenizer, sampling.stop, begins=begins) for _ in range(sampling.n)]
+        choices = [Saying(self.tokenizer, sampling.stop, i, telling) for i in range(sampling.n)]
         tokens, running, usage = 0, set(range(sampling.n)), None
         stream = cast(
             "Generator[Delta]",
@@ -138,10 +154,9 @@ class LocalChat:
                 if delta.index not in running or not (delta.tokens or delta.finish_reason):
                     continue
                 tokens += len(delta.tokens)
-                said = _say(choices[delta.index], delta)
-                if said.finish_reason:
-                    running.discard(delta.index)
-                if said.text or said.tokens or said.finish_reason:
+                for said in choices[delta.index].say(delta):
+                    if said.finish_reason:
+                        running.discard(delta.index)
                     yield said
                 if not running and usage is None and any(c.stopped for c in choices):
                     break  # a stop string ended the last choice: the engine need not go on
@@ -193,10 +208,22 @@ class LocalChat:
     def _ids(self, prompt: str | Conversation) -> list[int]:
         if isinstance(prompt, str):
             return self.prompt_ids(prompt)
+        return self._rendered(prompt).ids
+
+    def conversation_ids(self, conversation: Conversation, *, add_generation_prompt: bool = True) -> list[int]:
+        """What the model reads of a conversation: up to where the answer begins, or, for training, all of it."""
+        fit = fitted(conversation, self._template)
+        return render(fit, self.tokenizer, self._template, add_generation_prompt=add_generation_prompt).ids
+
+    def _rendered(self, conversation: Conversation) -> Rendered:
+        return render(fitted(conversation, self._template), self.tokenizer, self._template)
+
+    @property
+    def _template(self) -> ChatTemplate:
         if self.files.template is None:
             cure = "give it raw text (ask --raw), or fine-tune it for chat"
             raise UsageError("this model has no chat template", where=self.name, cure=cure)
-        return render(prompt, self.tokenizer, self.files.template).ids
+        return self.files.template
 
     def _before(self, prompt: str) -> tuple[list[int], str]:
         """The prompt's ids, and the space that a word after it begins with.
@@ -225,18 +252,3 @@ class LocalChat:
 
     def _text(self, id: int) -> str:
         return self.tokenizer.token_bytes(id).decode("utf-8", "replace")
-
-
-def _say(choice: Detokeniser, delta: Delta) -> Delta:
-    """The engine's delta with its text, or what a stop string leaves of it."""
-    text, tokens = "", []
-    for token in delta.tokens:
-        new, named = choice.feed(token)
-        text += new
-        tokens.append(named)
-        if choice.stopped:
-            return Delta(delta.index, text=text, tokens=tuple(tokens), finish_reason="stop")
-    if delta.finish_reason:
-        text += choice.finish()
-    reason = "stop" if choice.stopped else delta.finish_reason
-    return Delta(delta.index, text=text, tokens=tuple(tokens), finish_reason=reason)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from ladderlm.types import (
     Sampling,
     Text,
     Token,
+    Tool,
     ToolCall,
     ToolResult,
     Usage,
@@ -87,14 +87,17 @@ def chat_body(
         body["logprobs"] = True
         body["top_logprobs"] = sampling.logprobs
     if conversation.tools:
-        body["tools"] = [
-            {
-                "type": "function",
-                "function": {"name": t.name, "description": t.description, "parameters": dict(t.parameters)},
-            }
-            for t in conversation.tools
-        ]
+        body["tools"] = [_tool(tool) for tool in conversation.tools]
+        if sampling.tool_choice != "auto":
+            body["tool_choice"] = sampling.tool_choice
+        if not sampling.parallel_tool_calls:
+            body["parallel_tool_calls"] = False
     return body | {"stream": True, "stream_options": {"include_usage": True}}
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+    return {"type": "function", "function": function | ({"strict": True} if tool.strict else {})}
 
 
 def completion_body(model: str, prompt: str | Sequence[int], sampling: Sampling, priority: int = 0) -> dict[str, Any]:
@@ -139,13 +142,10 @@ def _messages(message: Message) -> list[dict[str, Any]]:
 
 
 class Reader:
-    """Chunks (or one whole answer) to Deltas. Tool calls come in fragments: they are told whole, at the end.
-
-    The text of a "tool_call" Delta is a JSON list of {"id", "name", "arguments"}.
-    """
+    """Chunks (or one whole answer) to Deltas. The fragments of a tool call get the id and name of its first."""
 
     def __init__(self) -> None:
-        self._calls: dict[int, dict[int, dict[str, str]]] = {}
+        self._calls: dict[tuple[int, int], ToolCall] = {}
         self.finished: set[int] = set()
 
     def read(self, chunk: Json) -> list[Delta]:
@@ -170,20 +170,22 @@ class Reader:
         if text or tokens:
             out.append(Delta(index, "text", str(text), tokens))
         for number, call in enumerate(said.get("tool_calls") or ()):
-            self._fragment(index, int(call.get("index", number)), call)
+            out += self._fragment(index, int(call.get("index", number)), call)
         if reason := choice.get("finish_reason"):
             self.finished.add(index)
-            if calls := self._calls.pop(index, None):
-                out.append(Delta(index, "tool_call", json.dumps([calls[i] for i in sorted(calls)], ensure_ascii=False)))
             out.append(Delta(index, finish_reason=_REASONS.get(str(reason), "stop")))
         return out
 
-    def _fragment(self, index: int, number: int, call: Json) -> None:
-        known = self._calls.setdefault(index, {}).setdefault(number, {"id": "", "name": "", "arguments": ""})
+    def _fragment(self, index: int, number: int, call: Json) -> list[Delta]:
+        """A fragment's Delta. Until the name has come, what there is of the call is kept."""
+        known = self._calls.get((index, number), ToolCall("", "", ""))
         function = call.get("function") or {}
-        known["id"] = call.get("id") or known["id"]
-        known["name"] += function.get("name") or ""
-        known["arguments"] += function.get("arguments") or ""
+        told = known.id and known.name
+        name = known.name if told else known.name + (function.get("name") or "")
+        id = known.id or call.get("id") or f"call_{index}_{number}"
+        arguments = ("" if told else known.arguments) + (function.get("arguments") or "")
+        self._calls[index, number] = ToolCall(id, name, arguments) if name else ToolCall("", "", arguments)
+        return [Delta(index, "tool_call", call=ToolCall(id, name, arguments))] if name else []
 
 
 def tokens_of(logprobs: Json | None, text: str = "") -> tuple[Token, ...]:

@@ -6,6 +6,7 @@ import codecs
 import dataclasses
 import functools
 from bisect import bisect_right
+from collections.abc import Collection
 
 from ladderlm.text.tokenizer import Tokenizer
 from ladderlm.types import Token
@@ -17,16 +18,20 @@ class Detokeniser:
     A character is emitted when its last byte is here; text that may be the beginning of a stop string is held until
     that is settled. Control tokens have no text. What is emitted in all equals `tokenizer.decode` of all ids, cut
     before the first stop string. With `begins` the text starts here, and the space that SentencePiece puts before a
-    first word is left out, as `decode` does; else it continues another.
+    first word is left out, as `decode` does; else it continues another. `shown` are control tokens that have text
+    here: the marks that tell a call or a thought.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), *, begins: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), *, begins: bool = False, shown: Collection[str] = ()
+    ) -> None:
         self._tokenizer, self._stops = tokenizer, _stops(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._control = frozenset(tokenizer.control.values())
+        self._control = frozenset(id for name, id in tokenizer.control.items() if name not in shown)
         self._held = ""
         self._strip = begins and tokenizer.dummy_space
         self.stopped = False
+        self.stopped_by = ""  # the stop string
 
     def feed(self, token: Token) -> tuple[str, Token]:
         """The text that can be shown now ("" after a stop), and the token with its own text and bytes filled in."""
@@ -58,6 +63,7 @@ class Detokeniser:
         cut, hold = self._stops.find(text) if self._stops else (-1, len(text))
         if cut >= 0:
             self.stopped, self._held = True, ""
+            self.stopped_by = self._stops.at(text, cut) if self._stops else ""
             return text[:cut]
         self._held = text[hold:]
         return text[:hold]
@@ -88,6 +94,10 @@ class _Stops:
                 if after < len(self._sorted) and self._sorted[after].startswith(rest):
                     hold = at
         return -1, hold
+
+    def at(self, text: str, begin: int) -> str:
+        """The shortest one that begins there."""
+        return next(s for s in sorted(self._sorted, key=len) if text.startswith(s, begin))
 
 
 @functools.lru_cache(8)

@@ -20,13 +20,13 @@ from ladderlm.nn.decoder import Decoder, load_decoder
 from ladderlm.nn.loss import Batch, make_batch, mean_nats, nats
 from ladderlm.nn.search import go_on
 from ladderlm.text.bpe import SPECIAL, train_bpe
+from ladderlm.text.middle import MIDDLE
 from ladderlm.text.tokenizer import Tokenizer
 from ladderlm.train.corpus import Tokens, packed, text_nats, windows
 from ladderlm.train.objective import held_batches, held_tokens, text_windows
 from ladderlm.train.settings import PretrainConfig
 from ladderlm.types import Record
 
-MIDDLE = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 SAMPLES, PROMPT, WRITTEN = 3, 16, 48  # tokens
 
 

@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from ladderlm import __version__
 from ladderlm.serve.server import Here, Object
+from ladderlm.serve.wire.models import Health
 
 router = APIRouter(tags=["watching"])
 
@@ -18,13 +19,13 @@ async def metrics(request: Request, server: Here) -> Response:
     return Response(text, headers={"content-type": kind, "cache-control": "no-store"})
 
 
-@router.get("/health")
+@router.get("/health", responses={200: {"model": Health}})
 async def health(server: Here) -> Object:
     """200 as long as the server answers at all."""
     return _state(server)
 
 
-@router.get("/ready", responses={503: {"description": "loading, failed, or draining"}})
+@router.get("/ready", responses={200: {"model": Health}, 503: {"model": Health, "description": "loading, or draining"}})
 async def ready(server: Here) -> Response:
     """200 while requests are welcome: every named model that is being opened is open, and the server is not ending."""
     body = _state(server)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
@@ -15,8 +15,17 @@ from ladderlm.errors import UsageError
 from ladderlm.serve import answers, trail
 from ladderlm.serve.bridge import Start
 from ladderlm.serve.server import Batches, Events, Here, Object, ability
-from ladderlm.serve.wire.raw import CompletionBody, EmbeddingBody, NextBody, Prompt
-from ladderlm.types import Cancel, Candidate, Choice, Completion, Delta, Sampling, Token, Usage
+from ladderlm.serve.wire.chat import STREAMED
+from ladderlm.serve.wire.raw import (
+    CompletionAnswer,
+    CompletionBody,
+    EmbeddingAnswer,
+    EmbeddingBody,
+    NextAnswer,
+    NextBody,
+    Prompt,
+)  # fmt: skip
+from ladderlm.types import Cancel, Candidate, Chat, Choice, Completion, Delta, Sampling, Token, Usage
 
 if TYPE_CHECKING:
     from ladderlm.engine.embed import Embedder
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/v1", tags=["raw text"])
 
 
-@router.post("/completions")
+@router.post("/completions", responses={200: {"model": CompletionAnswer, "content": STREAMED}})
 async def completions(body: CompletionBody, request: Request, server: Here) -> Response:
     """How text or ids go on: echo, log-probabilities of the prompt, several prompts at once."""
     name = server.models.resolve(body.model)
@@ -35,7 +44,8 @@ async def completions(body: CompletionBody, request: Request, server: Here) -> R
         def run(cancel: Cancel) -> Iterator[Delta]:
             with server.models.use(name) as chat:
                 complete = ability(chat, "complete", name)
-                yield from complete(prompt, sampling, cancel=cancel, deadline=deadline, priority=body.rank)
+                read = _between(chat, prompt, body.suffix) if body.suffix else prompt
+                yield from complete(read, sampling, cancel=cancel, deadline=deadline, priority=body.rank)
 
         return run
 
@@ -51,7 +61,7 @@ async def completions(body: CompletionBody, request: Request, server: Here) -> R
     return JSONResponse(answers.Envelope("text_completion", name).of(choices, usage))
 
 
-@router.post("/embeddings")
+@router.post("/embeddings", responses={200: {"model": EmbeddingAnswer}})
 async def embeddings(body: EmbeddingBody, server: Here) -> Response:
     """Vectors of texts or ids."""
     name = server.models.resolve(body.model)
@@ -73,7 +83,7 @@ async def embeddings(body: EmbeddingBody, server: Here) -> Response:
     return JSONResponse(found)
 
 
-@router.post("/next")
+@router.post("/next", responses={200: {"model": NextAnswer}})
 async def next_tokens(body: NextBody, server: Here) -> Response:
     """The likeliest next tokens of raw text."""
     name = server.models.resolve(body.model)
@@ -84,6 +94,13 @@ async def next_tokens(body: NextBody, server: Here) -> Response:
 
     found = await server.call(work)
     return JSONResponse({"object": "next", "model": name, "tokens": answers.table(found)})
+
+
+def _between(chat: Chat, prompt: Prompt, suffix: str) -> Prompt:
+    between: Callable[[Prompt, str], Sequence[int]] | None = getattr(chat, "between", None)
+    if between is None:
+        raise UsageError("this model does not fill in the middle", where="suffix", cure="leave it out")
+    return tuple(between(prompt, suffix))
 
 
 async def _events(body: CompletionBody, sampling: Sampling, name: str, batches: Batches) -> Events:

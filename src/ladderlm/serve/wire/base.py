@@ -39,7 +39,7 @@ def _whole(value: Any) -> Any:
 
 AsWhole = BeforeValidator(_whole)  # comes after the bounds, for a schema to tell them
 Whole = Annotated[int, AsWhole]
-Id = Annotated[Whole, Field(ge=0, le=2**31 - 1)]  # of a token
+Id = Annotated[int, Field(ge=0, le=2**31 - 1), AsWhole]  # of a token
 
 
 def complaint(errors: Sequence[Any], body: Any) -> UsageError:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from ladderlm.errors import UsageError
-from ladderlm.serve.wire.base import Object, Whole, Wire
+from ladderlm.serve.wire.base import AsWhole, Object, Whole, Wire
 from ladderlm.serve.wire.sampling import SamplingFields
-from ladderlm.types import Conversation, Message, Sampling
+from ladderlm.serve.wire.tools import MAX_TOOLS, Call, FunctionTool, Offer, ToolChoice, offer
+from ladderlm.types import Conversation, Message, Part, Reasoning, Sampling, Text, ToolCall, ToolResult
 
 MAX_TOP_LOGPROBS = 20
+Count = Annotated[int, Field(ge=0), AsWhole]
+Finish = Literal["stop", "length", "tool_calls"]
+
+
+# --- The request --------------------------------------------------------------------------------------------------
 
 
 class TextPart(Wire):
@@ -34,21 +41,30 @@ class UserMessage(Wire):
 
 class AssistantMessage(Wire):
     role: Literal["assistant"]
+    content: Content | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[Call] | None = None
+
+
+class ToolMessage(Wire):
+    role: Literal["tool"]
+    tool_call_id: str
     content: Content
-    tool_calls: list[Object] | None = None
 
 
-AnyMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+AnyMessage = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
 
 
 class ChatBody(SamplingFields):
     model: str | None = None
     messages: Annotated[list[AnyMessage], Field(min_length=1)]
-    max_tokens: Annotated[Whole, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[Whole, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1), AsWhole] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1), AsWhole] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    tools: list[Any] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), AsWhole] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
 
     @property
@@ -56,26 +72,118 @@ class ChatBody(SamplingFields):
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         if self.top_logprobs and not self.logprobs:
             raise UsageError("top_logprobs needs logprobs: true", where="top_logprobs")
-        return self.drawn(max_tokens=self.max_completion_tokens or self.max_tokens, logprobs=logprobs)
+        return self.drawn(
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            logprobs=logprobs,
+            tool_choice=self._offer[1],
+            parallel_tool_calls=self.parallel_tool_calls is not False,
+        )
 
     @property
     def conversation(self) -> Conversation:
         """The turns. A last turn of the assistant is the beginning of its answer."""
-        for name in ("tools", "functions"):
-            if getattr(self, name):
-                raise UsageError("this server does not call tools", where=name, cure="leave the field out")
+        if self.functions:
+            raise UsageError("functions are not known here", where="functions", cure="use tools")
         turns = tuple(_turn(message, f"messages[{i}]") for i, message in enumerate(self.messages))
-        if len(turns) > 1 and turns[-1].role == turns[-2].role == "assistant":
-            raise UsageError("two assistant messages at the end", where="messages", cure="join them")
-        return Conversation(turns)
+        return Conversation(checked(joined(turns)), self._offer[0])
+
+    @property
+    def _offer(self) -> Offer:
+        return offer(self.tools, self.tool_choice)
 
 
-def _turn(message: SystemMessage | UserMessage | AssistantMessage, where: str) -> Message:
-    if isinstance(message, AssistantMessage) and message.tool_calls:
-        raise UsageError("this server does not call tools", where=f"{where}.tool_calls")
-    role = "system" if message.role == "developer" else message.role
-    return Message.of(role, text_of(message.content))
+def checked(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns of a conversation that can be answered."""
+    if len(turns) > 1 and turns[-1].role == turns[-2].role == "assistant":
+        raise UsageError("two assistant messages at the end", where="messages", cure="join them")
+    if turns and turns[-1].role == "assistant" and any(isinstance(p, ToolCall) for p in turns[-1].parts):
+        raise UsageError("the last message calls tools", where="messages", cure="add the results")
+    return turns
+
+
+def joined(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Results that follow each other as one turn."""
+    out: list[Message] = []
+    for turn in turns:
+        if out and turn.role == out[-1].role == "tool":
+            out[-1] = dataclasses.replace(out[-1], parts=out[-1].parts + turn.parts)
+        else:
+            out.append(turn)
+    return tuple(out)
+
+
+def _turn(message: SystemMessage | UserMessage | AssistantMessage | ToolMessage, where: str) -> Message:
+    if isinstance(message, ToolMessage):
+        return Message("tool", (ToolResult(message.tool_call_id, text_of(message.content)),))
+    if isinstance(message, AssistantMessage):
+        if message.content is None and not message.tool_calls:
+            raise UsageError("content is missing", where=f"{where}.content")
+        parts: list[Part] = [Reasoning(message.reasoning_content)] if message.reasoning_content else []
+        if message.content is not None:
+            parts.append(Text(text_of(message.content)))
+        parts += [ToolCall(c.id, c.function.name, c.function.arguments) for c in message.tool_calls or ()]
+        return Message("assistant", tuple(parts))
+    return Message.of("system" if message.role == "developer" else message.role, text_of(message.content))
 
 
 def text_of(content: Content) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+# --- The answer ---------------------------------------------------------------------------------------------------
+
+
+class AlternativeLogprob(Wire):
+    token: str
+    logprob: float
+    bytes: list[Whole] | None
+
+
+class TokenLogprob(AlternativeLogprob):
+    top_logprobs: list[AlternativeLogprob]
+
+
+class ChatLogprobs(Wire):
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class CachedTokens(Wire):
+    cached_tokens: Count
+
+
+class UsageAnswer(Wire):
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+    prompt_tokens_details: CachedTokens
+
+
+class AnswerMessage(Wire):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    reasoning_content: str | None = None
+    tool_calls: list[Call] | None = None
+
+
+class ChatChoice(Wire):
+    index: Count
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Finish
+
+
+class ChatAnswer(Wire):
+    """A whole answer. With `stream` it comes in pieces, as server-sent events."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: Count
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageAnswer | None
+
+
+_EVENT = {"type": "object", "properties": {"event": {"type": "string"}, "data": {"type": "string"}}}
+STREAMED: Object = {"text/event-stream": {"schema": _EVENT}}  # the other form of such an answer

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ladderlm.errors import UsageError
-from ladderlm.serve.wire.base import Id, Whole, Wire
+from ladderlm.serve.wire.base import AsWhole, Id, Wire
+from ladderlm.serve.wire.chat import Count, Finish, UsageAnswer
 from ladderlm.serve.wire.sampling import SamplingFields
 from ladderlm.types import Sampling
 
@@ -22,16 +23,16 @@ Ids = Annotated[list[Id], Field(min_length=1)]
 class CompletionBody(SamplingFields):
     model: str | None = None
     prompt: str | Ids | Annotated[list[str | Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
-    max_tokens: Annotated[Whole, Field(ge=0)] | None = None
-    logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    max_tokens: Annotated[int, Field(ge=0), AsWhole] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), AsWhole] | None = None
     echo: bool | None = None
-    best_of: Annotated[Whole, Field(ge=1, le=128)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=128), AsWhole] | None = None
     suffix: str | None = None
 
     @property
     def sampling(self) -> Sampling:
-        if self.suffix:
-            raise UsageError("filling in the middle is not supported", where="suffix", cure="leave the field out")
+        if self.suffix and self.echo:
+            raise UsageError("a prompt with a suffix cannot be echoed", where="echo", cure="leave it out")
         if self.stream and self.best_of is not None and self.best_of > (self.n or 1):
             raise UsageError("best_of cannot be streamed", where="best_of", cure="leave it out, or stream: false")
         drawn = self.drawn(
@@ -53,7 +54,7 @@ class CompletionBody(SamplingFields):
 class EmbeddingBody(Wire):
     model: str | None = None
     input: str | Ids | Annotated[list[str | Ids], Field(min_length=1, max_length=MAX_DOCUMENTS)]
-    dimensions: Annotated[Whole, Field(ge=1)] | None = None
+    dimensions: Annotated[int, Field(ge=1), AsWhole] | None = None
     encoding_format: Literal["float", "base64"] | None = None
 
     @property
@@ -64,7 +65,7 @@ class EmbeddingBody(Wire):
 class NextBody(Wire):
     model: str | None = None
     prompt: str
-    k: Annotated[Whole, Field(ge=1, le=1000)] | None = None
+    k: Annotated[int, Field(ge=1, le=1000), AsWhole] | None = None
 
 
 def prompts(value: str | list[int] | list[str | list[int]]) -> tuple[Prompt, ...]:
@@ -74,3 +75,62 @@ def prompts(value: str | list[int] | list[str | list[int]]) -> tuple[Prompt, ...
     if isinstance(value[0], int):
         return (tuple(value),)
     return tuple(item if isinstance(item, str) else tuple(item) for item in value)
+
+
+# --- The answers --------------------------------------------------------------------------------------------------
+
+
+class CompletionLogprobs(Wire):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[Count]
+
+
+class CompletionChoice(Wire):
+    index: Count
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Finish | None
+
+
+class CompletionAnswer(Wire):
+    """A whole answer. With `stream` it comes in pieces, as server-sent events."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: Count
+    model: str
+    choices: list[CompletionChoice]
+    usage: UsageAnswer | None
+
+
+class EmbeddingUsage(Wire):
+    prompt_tokens: Count
+    total_tokens: Count
+
+
+class Embedding(Wire):
+    object: Literal["embedding"]
+    index: Count
+    embedding: list[float] | str
+
+
+class EmbeddingAnswer(Wire):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
+class NextToken(Wire):
+    id: Id | None
+    text: str
+    logprob: float
+    prob: Annotated[float, Field(ge=0, le=1)]
+
+
+class NextAnswer(Wire):
+    object: Literal["next"]
+    model: str
+    tokens: list[NextToken]

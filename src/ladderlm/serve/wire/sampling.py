@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from ladderlm.serve.wire.base import Id, Object, Whole, Wire
+from ladderlm.serve.wire.base import AsWhole, Id, Object, Whole, Wire
 from ladderlm.types import Sampling
 
 DRAWING = ("temperature", "top_p", "top_k", "min_p")
@@ -24,6 +24,7 @@ _AS_IS = (
 Text = Annotated[str, Field(min_length=1)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Mirostat = Annotated[int, Field(ge=0, le=2, multiple_of=2), AsWhole]  # off, or its second version
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -75,7 +76,7 @@ class SamplingFields(Wire):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     seed: Whole | None = None
-    n: Annotated[Whole, Field(ge=1, le=128)] | None = None
+    n: Annotated[int, Field(ge=1, le=128), AsWhole] | None = None
     stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = None
     logit_bias: dict[Annotated[str, Field(pattern="^[0-9]+$")], Bias] | None = None
     response_format: ResponseFormat | None = None
@@ -83,20 +84,20 @@ class SamplingFields(Wire):
     stream_options: StreamOptions | None = None
     typical_p: Share | None = None
     min_p: Fraction | None = None
-    top_k: Annotated[Whole, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1), AsWhole] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    min_tokens: Annotated[Whole, Field(ge=0)] | None = None
+    min_tokens: Annotated[int, Field(ge=0), AsWhole] | None = None
     stop_token_ids: list[Id] | None = None
     dry_multiplier: Annotated[float, Field(ge=0, le=100)] | None = None
     dry_base: Annotated[float, Field(ge=1, le=100)] | None = None
-    dry_allowed_length: Annotated[Whole, Field(ge=1)] | None = None
+    dry_allowed_length: Annotated[int, Field(ge=1), AsWhole] | None = None
     dry_sequence_breakers: Annotated[list[Text], Field(max_length=MAX_BREAKERS)] | None = None
-    mirostat: Literal[0, 2] | None = None
-    mirostat_mode: Literal[0, 2] | None = None
+    mirostat: Mirostat | None = None
+    mirostat_mode: Mirostat | None = None
     mirostat_tau: Annotated[float, Field(ge=0, le=100)] | None = None
     mirostat_eta: Share | None = None
     grammar: str | None = None
-    priority: Annotated[Whole, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY), AsWhole] | None = None
 
     @property
     def include_usage(self) -> bool:

@@ -1,0 +1,203 @@
+"""/v1/responses: stateful answers, in semantic events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from ladderlm.errors import Cancelled, ContextOverflow, UsageError
+from ladderlm.serve import responses
+from ladderlm.serve.bridge import Start
+from ladderlm.serve.responses import Answering
+from ladderlm.serve.routes.chat import own_drawing
+from ladderlm.serve.server import Batches, Caller, Events, Here, Object, Server, ability
+from ladderlm.serve.wire.chat import STREAMED
+from ladderlm.serve.wire.responses import Deleted, InputBody, InputTokens, ItemList, ResponseAnswer, ResponseBody
+from ladderlm.types import Cancel, Conversation, Delta, Sampling
+
+router = APIRouter(prefix="/v1/responses", tags=["responses"])
+
+
+@router.post("", responses={200: {"model": ResponseAnswer, "content": STREAMED}})
+async def create_response(body: ResponseBody, request: Request, server: Here, who: Caller) -> Response:
+    """An answer to items, and to what a stored response holds; whole, streamed, or made in the background."""
+    owner, sampling = who.user, body.sampling
+    name = server.models.resolve(body.model)
+    items = responses.named(body.items)
+    talk = await _talk(server, body, owner, items)
+    start = _start(server, name, talk, sampling, body)
+    answering = Answering(body, name)
+
+    async def keep() -> None:
+        if body.kept:
+            await server.bridge.call(partial(responses.keep, owner, answering.whole, items))
+
+    batches = server.bridge.merge([start])
+    if body.stream:
+        return await server.stream(request, _events(answering, batches, keep))
+    if body.background:
+        await keep()
+        server.background[answering.whole["id"]] = asyncio.create_task(_in_background(server, answering, batches, keep))
+        return JSONResponse(answering.whole)
+    found = await server.deltas(request, [start])
+    answering.begin()
+    for delta in found.get(0, ()):
+        answering.add(delta)
+    answering.end()
+    await keep()
+    return JSONResponse(answering.whole)
+
+
+@router.post("/input_tokens", responses={200: {"model": InputTokens}})
+async def input_tokens(body: InputBody, server: Here, who: Caller) -> Response:
+    """How many tokens the model would read."""
+    name = server.models.resolve(body.model)
+    talk = await _talk(server, body, who.user, responses.named(body.items))
+
+    def work() -> int:
+        with server.models.use(name) as chat:
+            return int(ability(chat, "count", name)(talk))
+
+    return JSONResponse({"object": "response.input_tokens", "input_tokens": await server.call(work)})
+
+
+@router.get("/{id}", responses={200: {"model": ResponseAnswer}})
+async def response(id: str, server: Here, who: Caller) -> Response:
+    """A stored response."""
+    body, _ = await server.call(partial(responses.find, who.user, id))
+    return JSONResponse(_as_it_is(server, body))
+
+
+@router.delete("/{id}", responses={200: {"model": Deleted}})
+async def delete_response(id: str, server: Here, who: Caller) -> Response:
+    """Forgets a response; one that is being made is cancelled."""
+    await server.call(partial(responses.find, who.user, id))
+    if task := server.background.pop(id, None):
+        task.cancel()
+    await server.call(partial(responses.forget, who.user, id))
+    return JSONResponse({"id": id, "object": "response.deleted", "deleted": True})
+
+
+@router.post("/{id}/cancel", responses={200: {"model": ResponseAnswer}})
+async def cancel_response(id: str, server: Here, who: Caller) -> Response:
+    """Ends a response that is made in the background."""
+    body, items = await server.call(partial(responses.find, who.user, id))
+    if not body["background"]:
+        raise UsageError("only what runs in the background can be cancelled", where="response", cure="close the stream")
+    task = server.background.pop(id, None)
+    if task is not None and not task.done():
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        body = {**body, "status": "cancelled"}
+        await server.call(partial(responses.keep, who.user, body, items))
+    return JSONResponse(_as_it_is(server, body))
+
+
+@router.get("/{id}/input_items", responses={200: {"model": ItemList}})
+async def input_items(
+    id: str, server: Here, who: Caller,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+    after: str | None = None,
+) -> Response:  # fmt: skip
+    """What a stored response answered."""
+    _, items = await server.call(partial(responses.find, who.user, id))
+    items = items if order == "asc" else items[::-1]
+    if after is not None:
+        ids = [item["id"] for item in items]
+        if after not in ids:
+            raise UsageError(f"no item {after!r}", where="after")
+        items = items[ids.index(after) + 1 :]
+    page = items[:limit]
+    first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
+    more = len(items) > limit
+    return JSONResponse({"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": more})
+
+
+# --- How it is made -----------------------------------------------------------------------------------------------
+
+
+async def _talk(server: Server, body: InputBody, owner: str, items: list[Object]) -> Conversation:
+    """What the model reads: the chain's items, then the new ones."""
+    if body.previous_response_id is not None:
+        items = [*await server.call(partial(responses.before, owner, body.previous_response_id)), *items]
+    return responses.conversation(items, body.instructions, body.offer[0])
+
+
+def _start(server: Server, name: str, talk: Conversation, sampling: Sampling, body: ResponseBody) -> Start:
+    deadline = time.monotonic() + server.timeout
+
+    def run(cancel: Cancel) -> Iterator[Delta]:
+        with server.models.use(name) as chat:
+            drawn = own_drawing(chat, sampling) if body.drawn_by_model else sampling
+            shorter = responses.shortened(talk) if body.truncation == "auto" else iter(())
+            read: Conversation | None = talk
+            while read is not None:
+                stream = chat.stream(read, drawn, cancel=cancel, deadline=deadline)
+                try:
+                    first = next(stream, None)
+                except ContextOverflow:
+                    read = next(shorter, None)
+                    if read is None:
+                        raise
+                    continue
+                if first is not None:
+                    yield first
+                yield from stream
+                return
+
+    return run
+
+
+async def _events(answering: Answering, batches: Batches, keep: Callable[[], Awaitable[None]]) -> Events:
+    """The events, the first only when the model has begun, so that what is refused is told by the status."""
+    began = False
+    async with contextlib.aclosing(batches):
+        try:
+            async for _, batch in batches:
+                events = [] if began else answering.begin()
+                began = True
+                yield [*events, *(event for delta in batch for event in answering.add(delta))]
+        except Exception as error:
+            if not began or isinstance(error, Cancelled):
+                raise
+            yield answering.fail(error)
+            await keep()
+            return
+    events = [] if began else answering.begin()
+    events += answering.end()
+    await keep()
+    yield events
+
+
+async def _in_background(
+    server: Server, answering: Answering, batches: Batches, keep: Callable[[], Awaitable[None]]
+) -> None:
+    try:
+        with server.bridge.admitted():
+            async with contextlib.aclosing(batches):
+                answering.begin()
+                async for _, batch in batches:
+                    for delta in batch:
+                        answering.add(delta)
+            answering.end()
+    except Exception as error:
+        answering.fail(error)
+    await keep()
+    server.background.pop(answering.whole["id"], None)
+
+
+def _as_it_is(server: Server, body: Object) -> Object:
+    """A response in the background that nobody works on any more, for this server was started anew, has failed."""
+    if body["status"] in ("queued", "in_progress"):
+        if body["id"] in server.background:
+            return {**body, "status": "in_progress"}
+        return {**body, "status": "failed", "error": {"code": "server_error", "message": "the server was restarted"}}
+    return body
