@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BENCHES = {
     "startup": "the command line starts in under 0.5 s of CPU time, without torch",
     "clients": "LangChain, LlamaIndex, llm, lm-eval and the official clients run unmodified against the server",
+    "schemas": "500 random JSON schemas: 95 % answered whole within 512 tokens, all of these valid, masks nearly free",
     "parity": "the default model agrees with llama.cpp and transformers on the same weights",
     "gguf": "llama.cpp runs our GGUF exports as our engine runs the source",
     "speed": "tokens per second of the engine on the default model",

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 NAMES = ["startup", "speed", "parity", "quantise", "gguf", "engine", "sizes", "warm", "busy", "turns", "tokenizer",
-         "crash", "prepare", "load", "chaos"]  # fmt: skip
+         "crash", "prepare", "load", "chaos", "schemas"]  # fmt: skip
 
 
 @pytest.mark.slow
