@@ -6,8 +6,8 @@ references to definitions, recursive ones too.
 
 1. At least 95 % of the answers are complete within 512 tokens, and all of these are valid by jsonschema.
 2. At most 5 % of the schemas are refused; each with its reason in the result.
-3. Working out which tokens may follow takes less than a tenth of the time of decoding. It is done by a thread of its own
-   while the network runs, so that even that tenth is hidden; what is counted is all its time.
+3. Working out which tokens may follow takes less than a tenth of the time of decoding. A thread of its own does it
+   while the network runs, so that even that is hidden; what is counted is all its time.
 """
 
 from __future__ import annotations
