@@ -8,26 +8,33 @@ from pathlib import Path
 
 import pytest
 
-from ladderlm import store
-
+USERS = os.environ.get("LADDERLM_HOME")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
-def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fetched() -> Path:
     """A workspace that holds the default model: the user's own when there, else fetched once."""
     from ladderlm.errors import LadderError
     from ladderlm.models import catalogue
 
-    try:
-        return catalogue.pull(catalogue.DEFAULT_MODEL)
-    except LadderError as error:
-        pytest.skip(f"the default model cannot be fetched: {error}")
+    with pytest.MonkeyPatch.context() as patch:
+        if USERS is None:
+            patch.delenv("LADDERLM_HOME", raising=False)
+        else:
+            patch.setenv("LADDERLM_HOME", USERS)
+        try:
+            return catalogue.pull(catalogue.DEFAULT_MODEL)
+        except LadderError as error:
+            pytest.skip(f"the default model cannot be fetched: {error}")
 
 
-@pytest.fixture(scope="session")
-def _user_home() -> Path:
-    return store.home()
+@pytest.fixture(scope="session", autouse=True)
+def _apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the fixtures of modules do is not done in the user's own workspace."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LADDERLM_HOME", str(tmp_path_factory.mktemp("session")))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -173,7 +173,7 @@ def test_a_batch_round_trips(client: openai.OpenAI) -> None:
     whole = openai.types.chat.ChatCompletion.model_validate(answers["r0"]["response"]["body"])
     assert whole.choices[0].message.content == "Héllo world"
     assert answers["r2"]["response"]["status_code"] == 200
-    assert answers["r2"]["response"]["request_id"].startswith("req_")
+    assert answers["r2"]["response"]["request_id"].startswith("req-")
     assert [(name, row["response"]["status_code"]) for name, row in errors.items()] == [("r1", 500), ("r3", 400)]
     assert errors["r1"]["response"]["body"]["error"]["message"] == "internal error"
     assert batch.usage is not None

@@ -38,8 +38,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
     from test_folder import save
 
-    save(tmp_path_factory.mktemp("models") / "base")
-    chat = open_chat(str(tmp_path_factory.getbasetemp() / "models0" / "base"))
+    folder = tmp_path_factory.mktemp("models") / "base"
+    save(folder)
+    chat = open_chat(str(folder))
     assert isinstance(chat, LocalChat)
     chats = {"m": chat, "echo": EchoChat(), "filling": Filling()}
     with served(Models(tuple(chats), opener=chats.__getitem__)) as url:

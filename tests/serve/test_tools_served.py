@@ -123,7 +123,7 @@ def test_our_own_client_hears_the_same(live_stage: tuple[str, Acting]) -> None:
 
 
 def test_the_schema_says_what_comes(live_stage: tuple[str, Acting]) -> None:
-    paths = httpx.get(f"{live_stage[0]}/openapi.json").json()["paths"]
+    paths = httpx.get(f"{live_stage[0]}/openapi.json", timeout=60).json()["paths"]
     answer = paths["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
     assert "ChatAnswer" in json.dumps(answer["application/json"])
     assert "text/event-stream" in answer
