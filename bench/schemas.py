@@ -180,7 +180,8 @@ def measure(minute: bool) -> dict[str, Any]:
             outcomes["not complete"] += 1
             continue
         try:
-            jsonschema.validate(json.loads(found.text), schema, format_checker=jsonschema.FormatChecker())
+            checked = jsonschema.Draft202012Validator
+            checked(schema, format_checker=checked.FORMAT_CHECKER).validate(json.loads(found.text))
             outcomes["valid"] += 1
         except (ValueError, jsonschema.ValidationError) as error:
             outcomes["invalid"] += 1

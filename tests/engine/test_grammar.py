@@ -24,7 +24,7 @@ SCHEMA = {
 
 
 def answer(engine: Engine, form: dict[str, Any], seed: int = 0, **settings: Any) -> tuple[str, str | None]:
-    sampling = Sampling(seed=seed, max_tokens=120, response_format=form, **settings)
+    sampling = Sampling(**{"seed": seed, "max_tokens": 120, "response_format": form, **settings})
     choice = Completion.fold(engine.generate([5, 6, 7], sampling)).choices[0]
     return byte_tokenizer().decode(choice.ids), choice.finish_reason
 
@@ -41,6 +41,24 @@ def test_a_schema_holds(engine: Engine, wrapped: bool) -> None:
         assert set(data) == {"city", "cold"}
         found.add((data["city"], data["cold"]))
     assert len(found) > 1
+
+
+def test_an_answer_is_brought_to_its_end(engine: Engine) -> None:
+    """Random weights never stop by themselves: lists, strings, numbers and further properties are closed in time."""
+    endless = {
+        "type": "object",
+        "properties": {
+            "list": {"type": "array", "items": {"type": "object", "properties": {"deep": {"type": "string"}}}},
+            "number": {"type": "number"},
+            "text": {"type": "string"},
+        },
+        "required": ["list", "number", "text"],
+    }
+    for form in ({"type": "json_schema", "schema": endless}, {"type": "json_object"}):
+        for seed in range(8):
+            text, reason = answer(engine, form, seed, max_tokens=240)
+            assert reason == "stop", text
+            assert set(json.loads(text)) >= set(form.get("schema", {}).get("required", ()))
 
 
 def test_greedy_obeys_too(engine: Engine) -> None:

@@ -205,7 +205,7 @@ def test_a_mask_that_leaves_nothing_is_an_error() -> None:
     class Closed:
         done = False
 
-        def allowed(self) -> np.ndarray:
+        def allowed(self, *, closing: bool = False) -> np.ndarray:
             return np.zeros(1, np.uint8)
 
         def accept(self, token: int) -> None:

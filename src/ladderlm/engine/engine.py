@@ -238,7 +238,11 @@ class Engine:
             if self._grammars is None:
                 raise UsageError("response_format needs a tokenizer", where="this engine was made without one")
             grammar = self._grammars.open(sampling.response_format)
-        return Sampler(sampling, self.vocab_size, index=index, prompt=ids, stop_ids=self._stop_ids, grammar=grammar)
+        room = self.context_length - len(ids)
+        limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
+        return Sampler(
+            sampling, self.vocab_size, index=index, prompt=ids, stop_ids=self._stop_ids, grammar=grammar, limit=limit
+        )
 
     def _complete(self, requests: Sequence[Request]) -> None:
         """Runs `requests` to their end."""

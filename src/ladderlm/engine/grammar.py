@@ -7,17 +7,21 @@
 {"type": "grammar", "grammar": "..."}                       (Lark's syntax, or llama.cpp's GBNF)
 {"type": "lark", "grammar": "..."}                          (Lark's syntax as it is)
 
+JSON is whole at the end: when an answer nears its last token, what can be closed is closed.
+
 The mask for a step is computed by another thread while the network runs. What a grammar may cost is bounded: one that
 is too large or too ambiguous is an error of its own request.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +31,11 @@ from ladderlm.errors import UsageError, nearest
 if TYPE_CHECKING:
     from ladderlm.text.tokenizer import Tokenizer
 
+Bits = npt.NDArray[np.uint8]
+
 _COMPACT = {"whitespace_flexible": False}  # else a weak model may write blanks for ever
+_JSON = ("json_object", "json_schema")
+_QUOTE, _BACKSLASH = b'"\\'
 _KINDS = ("text", "json_object", "json_schema", "regex", "grammar", "lark")
 _LONGEST = 2**18  # characters of a grammar
 _DEEPEST = 256  # brackets within brackets
@@ -62,18 +70,27 @@ class Grammars:
         matcher = llguidance.LLMatcher(self._compiled, source, log_level=0, limits=limits)
         if matcher.is_error():
             raise UsageError(f"not a usable grammar: {matcher.get_error()[:300]}", where="response_format")
-        return Matcher(matcher, self._vocab_size, self._worker)
+        closers = self._closers if response_format.get("type") in _JSON else None
+        return Matcher(matcher, self._vocab_size, self._worker, closers)
+
+    @functools.cached_property
+    def _closers(self) -> _Closers:
+        texts = [self._tokenizer.token_bytes(id).decode("utf-8", "replace") for id in range(self._vocab_size)]
+
+        def those(pattern: str) -> Bits:
+            return np.packbits([re.fullmatch(pattern, text) is not None for text in texts], bitorder="little")
+
+        outside = those(r"[\]}]+"), those(","), those('"')
+        return _Closers(self._tokenizer.token_bytes, (those(r'"[\]}]*'),), outside)
 
 
-def schema_fault(schema: Mapping[str, Any]) -> str:
-    """Why a JSON schema cannot be forced on an answer; empty where it can."""
-    from llguidance import LLMatcher
+class _Closers(NamedTuple):
+    """The tokens that bring JSON nearer to its end, the better ones first: inside of a string, its end; elsewhere the
+    end of an object or a list, that of a number, and for a value still to come a string."""
 
-    try:
-        source = LLMatcher.grammar_from_json_schema(_bounded(json.dumps(schema)))
-    except (ValueError, TypeError, RecursionError) as error:
-        return str(error)[:300]
-    return str(LLMatcher.validate_grammar(source))[:300]
+    bytes_of: Callable[[int], bytes]
+    inside: tuple[Bits, ...]
+    outside: tuple[Bits, ...]
 
 
 def _source(response_format: Mapping[str, Any]) -> str | None:
@@ -136,8 +153,11 @@ def _field(table: Any, name: str, kind: type) -> Any:
 class Matcher:
     """What has been written so far, and what may follow."""
 
-    def __init__(self, matcher: Any, vocab_size: int, worker: ThreadPoolExecutor) -> None:
-        self._matcher, self._worker = matcher, worker
+    def __init__(
+        self, matcher: Any, vocab_size: int, worker: ThreadPoolExecutor, closers: _Closers | None = None
+    ) -> None:
+        self._matcher, self._worker, self._closers = matcher, worker, closers
+        self._quoted = self._escaped = False  # within a string of JSON; right after a backslash in it
         self._words = np.zeros((vocab_size + 31) // 32, np.uint32)
         self._bits = self._words.view(np.uint8)[: (vocab_size + 7) // 8]
         self._mask: Future[str] | None = None
@@ -148,19 +168,27 @@ class Matcher:
         if error:
             raise self._failed(error)
 
-    def allowed(self) -> npt.NDArray[np.uint8]:
+    def allowed(self, *, closing: bool = False) -> Bits:
         """A bit for each token that says whether it may follow, the lowest of a byte first; valid until `accept`.
 
+        With `closing` only those that close something, where there are any.
         Raises UsageError where the grammar turns out to be too costly.
         """
         self._settle()
-        return self._bits
+        if not closing or self._closers is None:
+            return self._bits
+        closers = self._closers.inside if self._quoted else self._closers.outside
+        return next((bits for bits in (self._bits & those for those in closers) if bits.any()), self._bits)
 
     def accept(self, token: int) -> None:
         """Moves on by one token that `allowed` admits; what may follow is computed meanwhile."""
         self._settle()
         if not self._matcher.consume_token(token):
             raise self._failed(self._matcher.get_error())
+        if self._closers is not None:
+            for byte in self._closers.bytes_of(token):
+                self._quoted ^= byte == _QUOTE and not self._escaped
+                self._escaped = self._quoted and byte == _BACKSLASH and not self._escaped
         self.done = bool(self._matcher.is_stopped())
         if not self.done:
             self._mask = self._worker.submit(self._fill)

@@ -27,6 +27,7 @@ Flags = npt.NDArray[np.bool_]
 
 _GROUP = 64  # members of a group at most, where a search goes through groups first
 _SMALL = 4096  # entries that are not worth grouping
+_LAST = 128  # tokens, or a quarter of all, in which an answer under a grammar is brought to its end
 _SLACK = 1e-6  # what rounding may take from a sum of float32 probabilities
 _EDGE = 2**14  # floats this near to a cut (0.2 %) are sorted
 _COLDEST = 1e-6  # a lower temperature than this is no different
@@ -40,8 +41,8 @@ class Grammar(Protocol):
     @property
     def done(self) -> bool: ...
 
-    def allowed(self) -> Bits:
-        """A bit for each token, the lowest of a byte first."""
+    def allowed(self, *, closing: bool = False) -> Bits:
+        """A bit for each token, the lowest of a byte first. With `closing` those that bring the end nearer, if any."""
         ...
 
     def accept(self, token: int) -> None: ...
@@ -59,10 +60,13 @@ class Sampler:
         prompt: Sequence[int] = (),
         stop_ids: Collection[int] = (),
         grammar: Grammar | None = None,
+        limit: int | None = None,
     ) -> None:
+        """`limit`: how many tokens there is room for, where that is known."""
         self.sampling, self.grammar = sampling, grammar
         self.stop_ids = frozenset((*sampling.stop_ids, *stop_ids))
         self.written = 0
+        self._closing = math.inf if limit is None else limit - min(_LAST, limit // 4)
         self.total_logprob = 0.0  # of the tokens drawn, where log-probabilities or best_of ask for it
         self._scored = sampling.logprobs is not None or (sampling.best_of or sampling.n) > sampling.n
         self._bias = _bias(sampling, vocab_size)
@@ -104,7 +108,8 @@ class Sampler:
         if self._penalties is not None:
             self._penalties.apply(scores)
         if self.grammar is not None:
-            scores += _ADDED.take(self.grammar.allowed(), 0).ravel()[: len(scores)]
+            bits = self.grammar.allowed(closing=self.written >= self._closing)
+            scores += _ADDED.take(bits, 0).ravel()[: len(scores)]
         if early:
             before = scores[self._stops]
             scores[self._stops] = -np.inf
