@@ -32,6 +32,7 @@ MOST = 3_000_000  # parameters
 SHAPE: dict[str, Any] = {
     "dim": 192, "heads": 6, "layers": 4, "vocab_size": 3000, "seq_len": 64, "batch_tokens": 4096, "warmup": 50,
 }  # fmt: skip
+PAIRS: dict[str, Any] = {"batch_tokens": 8192}
 SHORT: dict[str, Any] = {"dim": 96, "heads": 2, "layers": 2, "vocab_size": 1000, "batch_tokens": 2048}
 TEXTS, GUESSES, WRITTEN = 8, 5, 16  # texts that transformers is asked about, guesses of a mask, tokens of spans
 
@@ -131,9 +132,10 @@ def same_spans(folder: Path, texts: list[str]) -> float:
 
 def measure(minute: bool) -> dict[str, Any]:
     (long, short), changes = ((0.3, 0.3), SHORT) if minute else ((14.0, 6.0), {})
+    threads = {"threads": int(os.environ.get("LADDERLM_BENCH_THREADS", "0"))}
     scratch = None if minute else os.environ.get("LADDERLM_BENCH_SCRATCH")
-    masked = kept(scratch, "mlm+nsp", long, changes, same_masks)
-    spans = kept(scratch, "spans", short, changes, same_spans)
+    masked = kept(scratch, "mlm+nsp", long, PAIRS | changes | threads, same_masks)
+    spans = kept(scratch, "spans", short, changes | threads, same_spans)
     same = masked["same_in_transformers"] == spans["same_in_transformers"] == 1.0
     bars = {
         "masked tokens: right at least twice as often as the commonest":
@@ -148,4 +150,4 @@ def measure(minute: bool) -> dict[str, Any]:
     }  # fmt: skip
     if minute:
         bars = {name: bars[name] for name in list(bars)[-2:]}  # the others need their time
-    return {"minutes": [long, short], "masked_and_pairs": masked, "spans": spans, "bars": bars}
+    return {"minutes": [long, short], **threads, "masked_and_pairs": masked, "spans": spans, "bars": bars}

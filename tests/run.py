@@ -23,7 +23,7 @@ def main() -> int:
             print(f"== {name}", flush=True)
             if subprocess.run([sys.executable, "-m", *command], cwd=ROOT).returncode:
                 failed.append(name)
-    marker = [] if slow else ["-m", "not slow"]
+    marker = ["--durations=20", "--durations-min=10"] if slow else ["-m", "not slow"]
     print("== tests", flush=True)
     env = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     code = subprocess.run([sys.executable, "-m", "pytest", *marker, *args], cwd=ROOT, env=env).returncode

@@ -60,14 +60,17 @@ def test_pairs_follow_or_do_not() -> None:
         batch = pairs.batches(TEXT)(i)
         whole = batch.ids_T.clone()
         whole[batch.wanted_N] = batch.targets_N
+        firsts: dict[int, list[list[int]]] = {0: [], 1: []}
         for ids, types, apart in zip(whole.view(-1, 64), batch.types_T.view(-1, 64), batch.apart_B, strict=True):
             first, second = ids[types == 0], ids[types == 1]
             assert first[0] == pairs.head
             assert first[-1] == second[-1] == pairs.tail
             follows = second[0] == (first[-2] - 20 + 1) % 250 + 20
             assert bool(apart) != bool(follows)
-            seen.append(int(apart))
-    assert 0.3 < np.mean(seen) < 0.7
+            firsts[int(apart)].append(first.tolist())
+        assert sorted(firsts[0]) == sorted(firsts[1])  # no text tells by itself
+        seen += [len(firsts[0]), len(firsts[1])]
+    assert min(seen) == max(seen) > 0
 
 
 def test_a_target_puts_back_what_the_source_lacks() -> None:

@@ -62,12 +62,17 @@ def settle(bad: Sequence[Bad], skip_bad: bool) -> None:
     """Bad rows are an error that names the first of them (FormatError), or with `skip_bad` told."""
     if not bad:
         return
-    shown = "; ".join(f"{b.file}:{b.line}: {b.reason}" for b in bad[:SHOWN])
-    shown += f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    shown = first_of(bad)
     if not skip_bad:
         cure = "mend them, name a table's columns by --columns, or leave them out with --skip-bad"
         raise FormatError(f"{len(bad)} bad rows: {shown}", cure=cure)
     events.emit("data", f"left out {len(bad)} bad rows: {shown}", data={"skipped": len(bad)})
+
+
+def first_of(bad: Sequence[Bad]) -> str:
+    """The first bad rows, where they stand and why, in one line."""
+    shown = "; ".join(f"{b.file}:{b.line}: {b.reason}" for b in bad[:SHOWN])
+    return shown + (f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
 
 
 def parse_columns(settings: Sequence[str]) -> dict[str, str]:

@@ -34,9 +34,9 @@ from ladderlm.types import Record
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # Shares of a text's tokens that are masked to learn and to measure: more teach more at a time (Wettig et al. 2023,
-# arXiv 2202.08005), but hide what tells that two texts belong together. Of these 80 % become [MASK], 10 % any
-# token, and 10 % stay.
-MASKED, MASKED_OF_PAIRS, MEASURED = 0.3, 0.15, 0.15
+# arXiv 2202.08005). Of these 80 % become [MASK], 10 % any token, and 10 % stay.
+MASKED, MEASURED = 0.3, 0.15
+PAIR_WEIGHT = 3.0  # of the pairs' loss: there are many masked tokens to a pair
 SAMPLES = 3
 
 
@@ -102,10 +102,11 @@ class Masked:
         return load_encoder(files, head="" if files.arch.head == wanted else wanted, seed=self.config.seed)
 
     def batches(self, tokens: Tokens) -> Callable[[int], MaskedBatch]:
-        share = MASKED_OF_PAIRS if self.pairs else MASKED
-        return self._batches(tokens, self.config.micro_batch, self.config.seed, share)
+        return self._batches(tokens, self.config.micro_batch, self.config.seed, MASKED, learning=True)
 
-    def _batches(self, tokens: Tokens, count: int, seed: int, share: float) -> Callable[[int], MaskedBatch]:
+    def _batches(
+        self, tokens: Tokens, count: int, seed: int, share: float, *, learning: bool = False
+    ) -> Callable[[int], MaskedBatch]:
         marks = 3 if self.pairs else 2
         get = text_windows(tokens, self.config.seq_len - marks, count, seed)
 
@@ -113,7 +114,7 @@ class Masked:
             rng = np.random.default_rng([seed, 2, i])
             ids_BT = get(i)
             if self.pairs:
-                return self._pairs(ids_BT, rng, share)
+                return self._pairs(ids_BT, rng, share, twice=learning)
             head_B1, tail_B1 = (np.full((count, 1), id) for id in (self.head, self.tail))
             return self.masked(np.concatenate([head_B1, ids_BT, tail_B1], 1), rng, share)
 
@@ -140,15 +141,23 @@ class Masked:
             None if apart_B is None else torch.from_numpy(apart_B),
         )  # fmt: skip
 
-    def _pairs(self, ids_BT: np.ndarray, rng: np.random.Generator, share: float) -> MaskedBatch:
-        """[CLS] A [SEP] B [SEP]: B is what follows A in its window, or as often the end of another window."""
+    def _pairs(self, ids_BT: np.ndarray, rng: np.random.Generator, share: float, *, twice: bool) -> MaskedBatch:
+        """[CLS] A [SEP] B [SEP]: B is what follows A in its window, or as often the end of another window.
+
+        With `twice` every text stands in the batch in a pair of each kind (but for one at either end). Then none tells
+        by itself, and what the texts of a pair have in common is learnt from fewer pairs.
+        """
         count, size = ids_BT.shape
-        apart_B = rng.integers(0, 2 if count > 1 else 1, (count,))
+        rows_B = np.arange(count)
+        half = (count + 1) // 2
+        first_B, apart_B = (rows_B % half, rows_B // half) if twice else (rows_B, rng.integers(0, 2, (count,)))
+        apart_B = np.minimum(apart_B, count - 1)  # a window alone has no other
+        cut_B = rng.integers(size // 4, size - size // 4, (1 if twice else count,)).repeat(count if twice else 1)
         rows, types = [], []
-        for row, other, apart in zip(ids_BT, np.roll(ids_BT, -1, axis=0), apart_B, strict=True):
-            cut = int(rng.integers(size // 4, size - size // 4))
-            second = (other if apart else row)[cut:]
-            rows.append(np.concatenate([[self.head], row[:cut], [self.tail], second, [self.tail]]))
+        for first, apart in zip(first_B, apart_B, strict=True):
+            cut = int(cut_B[first])
+            second = ids_BT[(first + apart) % count][cut:]
+            rows.append(np.concatenate([[self.head], ids_BT[first][:cut], [self.tail], second, [self.tail]]))
             types.append(np.repeat([0, 1], [cut + 2, size - cut + 1]))
         return self.masked(np.stack(rows), rng, share, types_BT=np.stack(types), apart_B=apart_B)
 
@@ -161,7 +170,7 @@ class Masked:
             return loss, found
         apart_BC = model.text_logits(hidden_TD, batch.lengths)
         apart = F.cross_entropy(apart_BC.float(), batch.apart_B)
-        return loss + apart, found | {"next_loss": apart.item(), "next_accuracy": _share(apart_BC, batch.apart_B)}
+        return loss + PAIR_WEIGHT * apart, found | {"next_loss": apart.item(), "next_accuracy": _share(apart_BC, batch.apart_B)}
 
     def _held(self, held: Sequence[Record]) -> list[MaskedBatch]:
         kept = held_tokens(self.tokenizer, held, 2 * self.config.seq_len)

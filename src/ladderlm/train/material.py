@@ -11,7 +11,7 @@ from typing import Any
 
 from ladderlm import events, store
 from ladderlm.data.records import plan_split
-from ladderlm.data.tables import Bad, Row, parse_columns, read_table, repeated, settle
+from ladderlm.data.tables import Bad, Row, first_of, parse_columns, read_table, repeated, settle
 from ladderlm.errors import FormatError, LadderError, UsageError
 from ladderlm.evals.report import Report
 from ladderlm.models.folder import ModelFiles
@@ -23,7 +23,6 @@ from ladderlm.types import Record, Run, Value
 
 HELD_OUT_SHARE = 0.05
 MOST_HELD_OUT = 100
-SHOWN = 5  # bad rows in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +101,7 @@ def load_material(config: FinetuneConfig, files: ModelFiles) -> Material:
 
 
 def _nothing(where: str, bad: Sequence[Bad]) -> None:
-    shown = "; ".join(f"{b.file}:{b.line}: {b.reason}" for b in bad[:SHOWN])
-    raise FormatError("no usable record" + (f": {shown}" if bad else ""), where=where)
+    raise FormatError("no usable record" + (f": {first_of(bad)}" if bad else ""), where=where)
 
 
 def _apart(rows: Sequence[Row], config: FinetuneConfig) -> tuple[list[Row], list[Row]]:
