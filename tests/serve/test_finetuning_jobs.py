@@ -200,20 +200,6 @@ def test_bad_files_are_refused_by_line_and_reason(client: openai.OpenAI, what: s
     assert list((store.home() / "jobs").glob("ftjob-*")) == []
 
 
-def test_a_preview_shows_what_will_be_learnt_and_begins_nothing(client: openai.OpenAI) -> None:
-    body = {"model": "base", "training_file": uploaded(client, ROWS)}
-    told: Any = client.post("/fine_tuning/preview", body=body, cast_to=object)
-    assert (told["estimate"]["records"], len(told["records"])) == (24, 5)
-    pieces = told["records"][0]
-    assert "ja" in next(p["text"] for p in pieces if p["learnt"])
-    assert "say 0" in "".join(p["text"] for p in pieces if not p["learnt"])
-    assert list(client.fine_tuning.jobs.list()) == []
-    assert [p for p in (store.home() / "jobs").iterdir() if p.is_dir()] == []
-    body["training_file"] = uploaded(client, b"{")
-    with pytest.raises(openai.BadRequestError, match="line 1"):
-        client.post("/fine_tuning/preview", body=body, cast_to=object)
-
-
 @pytest.mark.slow
 def test_what_only_the_tokenizer_knows_fails_the_job_with_line_and_reason(client: openai.OpenAI) -> None:
     long = {"messages": [{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "y"}]}

@@ -12,7 +12,6 @@ import re
 import secrets
 import shutil
 import sqlite3
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from ladderlm.errors import NotFound, UsageError
 from ladderlm.serve import files, processes, training
 from ladderlm.serve.accounts import Who
 from ladderlm.serve.files import File
-from ladderlm.serve.wire.jobs import JobBody, JobObject, PreviewObject, PreviewPiece
+from ladderlm.serve.wire.jobs import JobBody, JobObject
 from ladderlm.types import Run
 
 WAITING = ("validating_files", "queued")
@@ -104,19 +103,6 @@ def _data(who: Who, body: JobBody, reference: str) -> tuple[File, File | None]:
         raise UsageError("that model is not on this machine", where="model", cure=cure)
     validation = files.get(body.validation_file, who) if body.validation_file else None
     return files.get(body.training_file, who), validation
-
-
-def preview(who: Who, body: JobBody, reference: str) -> PreviewObject:
-    """What a job would learn, and take; nothing is begun."""
-    store.make_dir(store.home() / "jobs")
-    with tempfile.TemporaryDirectory(dir=store.home() / "jobs") as name:
-        material = training.prepare(body, Path(name), reference, *_data(who, body, reference))
-        told = training.estimate(body, material, reference, _pace(body.kind, body.model))
-        shown = [
-            [PreviewPiece(text=text, learnt=learnt) for text, learnt in training.pieces(record, reference)]
-            for record in material.first
-        ]
-        return PreviewObject(estimate=told, records=shown)
 
 
 def _name(wanted: str, id: str) -> str:

@@ -23,7 +23,6 @@ from ladderlm.types import Record
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".txt")
 SHOWN = 5  # bad rows in a message
-PREVIEWED = 5  # records of a preview
 SAMPLED = 200  # rows whose tokens are counted
 # The usual rates of LoRA and of full training, which a learning_rate_multiplier multiplies; other methods beside them.
 RATES = {"supervised": (5e-4, 5e-5), "dpo": (1e-4, 1e-5), "reinforcement": (2e-4, 2e-6)}
@@ -35,13 +34,12 @@ ITEM = re.compile(r"\{\{\s*item\.([\w.]+)\s*\}\}")
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """The files that the command will read, the records in them, how long those are, and the first few."""
+    """The files that the command will read, the records in them and how long those are."""
 
     training: Path
     validation: Path | None
     records: int
     mean_tokens: float
-    first: Sequence[Record] = ()
 
 
 def prepare(body: JobBody, folder: Path, reference: str, training: File, validation: File | None) -> Material:
@@ -64,7 +62,7 @@ def prepare(body: JobBody, folder: Path, reference: str, training: File, validat
         paths.append(path)
         records = records or found
     mean = mean_tokens(records, open_model(reference))
-    return Material(paths[0], paths[1] if validation else None, len(records), mean, records[:PREVIEWED])
+    return Material(paths[0], paths[1] if validation else None, len(records), mean)
 
 
 def _checked(path: Path, name: str, body: JobBody) -> list[Record]:
@@ -241,30 +239,6 @@ def _check_settings(given: Mapping[str, Any], kind: str) -> None:
     for name in given:
         if name in wrong:
             raise UsageError(f"{kind} has no such setting", where=f"settings.{name}", cure="leave it out")
-
-
-# --- What will be learnt ------------------------------------------------------------------------------------------
-
-
-def pieces(record: Record, reference: str) -> list[tuple[str, bool]]:
-    """A record as the model reads it, in pieces: text, and whether it is learnt. Of pairs, the chosen answer; of a
-    prompt whose answers are checked, all is read."""
-    files, checked = open_model(reference), record.kind in ("checked", "answer")
-    try:
-        found = render(
-            conversation(record, answer=not checked), files.tokenizer, files.template, add_generation_prompt=checked
-        )
-    except LadderError:
-        return [(" ".join(f"{name}: {value}" for name, value in record.fields.items()), False)]
-    out: list[tuple[str, bool]] = []
-    at = 0
-    for (_, end), learnt in zip(found.spans, found.mask, strict=True):
-        text, at = found.text[at : max(at, end)], max(at, end)
-        if out and out[-1][1] == learnt:
-            out[-1] = (out[-1][0] + text, learnt)
-        else:
-            out.append((text, learnt))
-    return out
 
 
 # --- What it will take --------------------------------------------------------------------------------------------

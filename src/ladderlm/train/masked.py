@@ -170,7 +170,10 @@ class Masked:
             return loss, found
         apart_BC = model.text_logits(hidden_TD, batch.lengths)
         apart = F.cross_entropy(apart_BC.float(), batch.apart_B)
-        return loss + PAIR_WEIGHT * apart, found | {"next_loss": apart.item(), "next_accuracy": _share(apart_BC, batch.apart_B)}
+        return loss + PAIR_WEIGHT * apart, found | {
+            "next_loss": apart.item(),
+            "next_accuracy": _share(apart_BC, batch.apart_B),
+        }
 
     def _held(self, held: Sequence[Record]) -> list[MaskedBatch]:
         kept = held_tokens(self.tokenizer, held, 2 * self.config.seq_len)

@@ -16,18 +16,11 @@ from ladderlm.serve.wire.jobs import (
     JobBody,
     JobList,
     JobObject,
-    PreviewObject,
 )
 
 router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
 After = Annotated[str | None, Query(max_length=100)]
 Limit = Annotated[int, Query(ge=1, le=100)]
-
-
-@router.post("/preview")
-def preview_job(body: JobBody, who: Caller, server: Here) -> PreviewObject:
-    """What a job of this request would learn and take; nothing is begun."""
-    return jobs.preview(who, body, server.models.reference(server.models.resolve(body.model)))
 
 
 @router.post("/jobs")

@@ -158,19 +158,6 @@ class JobObject(Wire):
     run: str | None = None
 
 
-class PreviewPiece(Wire):
-    text: str
-    learnt: bool
-
-
-class PreviewObject(Wire):
-    """The first records as the model will read them, and what the job will take."""
-
-    object: Literal["fine_tuning.preview"] = "fine_tuning.preview"
-    estimate: Estimate
-    records: list[list[PreviewPiece]]
-
-
 class JobList(Wire):
     object: Literal["list"] = "list"
     data: list[JobObject]
