@@ -36,7 +36,6 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # Shares of a text's tokens that are masked to learn and to measure: more teach more at a time (Wettig et al. 2023,
 # arXiv 2202.08005). Of these 80 % become [MASK], 10 % any token, and 10 % stay.
 MASKED, MEASURED = 0.3, 0.15
-PAIR_WEIGHT = 3.0  # of the pairs' loss: there are many masked tokens to a pair
 SAMPLES = 3
 
 
@@ -170,10 +169,7 @@ class Masked:
             return loss, found
         apart_BC = model.text_logits(hidden_TD, batch.lengths)
         apart = F.cross_entropy(apart_BC.float(), batch.apart_B)
-        return loss + PAIR_WEIGHT * apart, found | {
-            "next_loss": apart.item(),
-            "next_accuracy": _share(apart_BC, batch.apart_B),
-        }
+        return loss + apart, found | {"next_loss": apart.item(), "next_accuracy": _share(apart_BC, batch.apart_B)}
 
     def _held(self, held: Sequence[Record]) -> list[MaskedBatch]:
         kept = held_tokens(self.tokenizer, held, 2 * self.config.seq_len)
