@@ -93,6 +93,17 @@ class _Closers(NamedTuple):
     outside: tuple[Bits, ...]
 
 
+def schema_fault(schema: Mapping[str, Any]) -> str:
+    """Why a JSON schema cannot be forced on an answer; empty where it can."""
+    from llguidance import LLMatcher
+
+    try:
+        source = LLMatcher.grammar_from_json_schema(_bounded(json.dumps(schema)))
+    except (ValueError, TypeError, RecursionError) as error:
+        return str(error)[:300]
+    return str(LLMatcher.validate_grammar(source))[:300]
+
+
 def _source(response_format: Mapping[str, Any]) -> str | None:
     """The grammar in llguidance's form."""
     from llguidance import LLMatcher
