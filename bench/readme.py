@@ -50,6 +50,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     rows += engine(found)
     rows += building(found)
     rows += tuning(found)
+    rows += serving(found)
     if s := found.get("speed"):
         line = f"{s['decode_tokens_per_second']:.0f} tok/s decode, {s['prefill_tokens_per_second']:.0f} prefill"
         rows.append((f"default model, {s['threads']} threads", line, "speed"))
@@ -199,6 +200,23 @@ def tuning(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
     if s := found.get("shuffled"):
         helped = sum(row["verdict"] == "helped" for row in s["seeds"])
         rows.append(("labels that mean nothing called a help", f"{helped} of {len(s['seeds'])} runs", "shuffled"))
+    return rows
+
+
+def serving(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Lines about the server."""
+    rows = []
+    if c := found.get("clients"):
+        calls = [how for client in c["routes"].values() for how in client.values()]
+        line = f"{calls.count('ok')} of {len(calls)}; lm-eval over HTTP as in process"
+        rows.append((f"calls of {len(c['routes'])} clients, unmodified", line, "clients"))
+    if s := found.get("schemas"):
+        done = s["outcomes"].get("valid", 0) + s["outcomes"].get("invalid", 0)
+        line = (
+            f"{done / s['schemas']:.1%} complete within 512 tokens, {s['outcomes'].get('invalid', 0)} of them invalid"
+        )
+        line += f", {s['outcomes'].get('refused', 0)} refused; masks {s['mask_share']:.1%} of decoding"
+        rows.append((f"{s['schemas']} random JSON schemas", line, "schemas"))
     return rows
 
 

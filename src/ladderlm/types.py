@@ -370,11 +370,9 @@ class Completion(Value):
             p["tokens"].extend(d.tokens)
             p["finish"] = d.finish_reason or p["finish"]
         choices = tuple(
-            Choice(
-                index, "".join(p["text"]), "".join(p["reasoning"]), tuple(p["calls"].values()),
-                tuple(p["tokens"]), p["finish"],
-            )
-            for index, p in sorted(parts.items())
+            Choice(i, "".join(p["text"]), "".join(p["reasoning"]), tuple(p["calls"].values()), tuple(p["tokens"]),
+                   p["finish"])
+            for i, p in sorted(parts.items())
         )  # fmt: skip
         return cls(choices, usage, prompt)
 

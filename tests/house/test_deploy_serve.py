@@ -44,7 +44,7 @@ def metric_names() -> set[str]:
     for _ in range(2):
         meter.see(Delta(text="a", tokens=(Token(1),), usage=Usage(1, 2)))
     meter.end()
-    metrics.answered(Trail("id"), "/", 1.0)
+    metrics.answered(Trail("id", route="/", seconds=1.0))
     text = metrics.text()[0].decode()
     return {s.name for family in text_string_to_metric_families(text) for s in family.samples}
 

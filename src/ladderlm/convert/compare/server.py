@@ -27,6 +27,7 @@ from ladderlm.talk.local import LocalChat
 from ladderlm.talk.remote import RemoteChat
 from ladderlm.text.conversations import CONVERSATIONS
 from ladderlm.text.render import render
+from ladderlm.text.tools import fitted
 from ladderlm.text.tokenizer import Tokenizer
 from ladderlm.types import Conversation, Delta, FloatArray, Sampling, Token
 
@@ -197,6 +198,8 @@ class _Seen:
         for label, conversation, _ in events.track(CONVERSATIONS, "verify template", unit="conversations"):
             if conversation.messages[-1].role == "assistant" or _spelled(self.a.tokenizer, conversation):
                 continue  # servers differ in what they make of a begun answer and of forged turns
+            if fitted(conversation, self.a.template) != conversation:
+                continue  # and in how they tell of tools that a template has no place for
             try:
                 ids = render(conversation, self.a.tokenizer, self.a.template).ids
             except LadderError:
