@@ -27,8 +27,8 @@ from ladderlm.talk.local import LocalChat
 from ladderlm.talk.remote import RemoteChat
 from ladderlm.text.conversations import CONVERSATIONS
 from ladderlm.text.render import render
-from ladderlm.text.tools import fitted
 from ladderlm.text.tokenizer import Tokenizer
+from ladderlm.text.tools import fitted
 from ladderlm.types import Conversation, Delta, FloatArray, Sampling, Token
 
 _READ = Sampling(temperature=0, max_tokens=1, prompt_logprobs=0)
