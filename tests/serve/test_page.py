@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ladderlm.serve import chats as history
+from ladderlm.serve.accounts import LOCAL
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("uvicorn")
@@ -246,7 +247,7 @@ def test_history_is_searched_renamed_filed_and_deleted(opened: Any) -> None:
     page.get_by_label("Options: Dogs").click()
     page.get_by_role("button", name="Delete").click()
     expect(page.locator(".chat-link", has_text="Dogs")).to_have_count(0)
-    assert len(history.list_chats(history.LOCAL)) == 1
+    assert len(history.list_chats(LOCAL)) == 1
 
 
 def test_export_and_import_keep_everything(opened: Any, tmp_path: Any) -> None:
@@ -272,7 +273,7 @@ def test_export_and_import_keep_everything(opened: Any, tmp_path: Any) -> None:
     page.set_input_files("#import", path)
     page.locator(".chat-link", has_text="keep me").click()
     expect(opened.answer.locator(".variants .muted")).to_have_text("2 / 2")
-    (again,) = history.export(history.LOCAL)
+    (again,) = history.export(LOCAL)
     for new, old in zip(again["messages"], messages, strict=True):
         assert {k: v for k, v in new.items() if k not in ("id", "parent")} == {
             k: v for k, v in old.items() if k not in ("id", "parent")
@@ -287,7 +288,7 @@ def test_ten_thousand_messages_scroll(opened: Any) -> None:
         text = f"number {n} " + "and some more words to fill the line " * (n % 7)
         messages.append({"id": f"m{n}", "parent": parent, "role": role, "content": text})
         parent = f"m{n}"
-    history.import_chats(history.LOCAL, [{"title": "long", "messages": messages}])
+    history.import_chats(LOCAL, [{"title": "long", "messages": messages}])
     page.reload()
     began = time.monotonic()
     page.locator(".chat-link", has_text="long").click()
@@ -343,15 +344,15 @@ def test_a_server_that_goes_away_is_told(opened: Any) -> None:
 
 def test_many_tabs_write_at_once(opened: Any) -> None:
     """Of two writers neither loses a message."""
-    made = history.create_chat(history.LOCAL, {"title": "both"})["id"]
+    made = history.create_chat(LOCAL, {"title": "both"})["id"]
     body = {"role": "user", "content": "x"}
     threads = [
-        threading.Thread(target=lambda: [history.put_message(history.LOCAL, made, body) for _ in range(20)])
+        threading.Thread(target=lambda: [history.put_message(LOCAL, made, body) for _ in range(20)])
         for _ in range(4)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    (whole,) = history.export(history.LOCAL, [made])
+    (whole,) = history.export(LOCAL, [made])
     assert len(whole["messages"]) == 80
