@@ -92,6 +92,7 @@ class Writer(threading.Thread):
         self._url, self._next = f"http://127.0.0.1:{port}/v1/files", begin
         self.acknowledged: dict[str, bytes] = {}
         self.route = True  # whether the server has one for files
+        self.begun = threading.Event()  # it has answered once
 
     def run(self) -> None:
         with contextlib.suppress(httpx.HTTPError), httpx.Client(timeout=30) as client:
@@ -102,6 +103,7 @@ class Writer(threading.Thread):
                 self.route = answer.status_code not in (404, 405)
                 if answer.status_code == 200:
                     self.acknowledged[answer.json()["id"]] = data
+                self.begun.set()
                 self._next += 1
 
 
@@ -133,6 +135,7 @@ def kills(victim: Victim, count: int) -> dict[str, Any]:
     for _ in range(count):
         writer = Writer(victim.port, len(acknowledged))
         writer.start()
+        writer.begun.wait(30)  # what comes first would wait until most streams are over
         answered += asyncio.run(crowd(victim.port, rng.uniform(0.02, 0.6), victim.kill))
         writer.join()
         acknowledged |= writer.acknowledged
