@@ -142,7 +142,7 @@ def building(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
             f"{m['masked_accuracy']:.1%} (commonest token {m['unigram_accuracy']:.1%}, left neighbour's follower "
             f"{m['bigram_accuracy']:.1%}); pairs {m['next_accuracy']:.1%}"
         )
-        rows.append((f"masked tokens found after {o['minutes'][0]:.0f} min, 2.5 M weights", line, "objectives"))
+        rows.append((f"masked tokens found after {m['seconds'] / 60:.0f} min, 2.5 M weights", line, "objectives"))
     if d := found.get("domain"):
         kept, lost = d["with_replay"], d["without_replay"]["general"]["difference"]["mean"]
         line = (

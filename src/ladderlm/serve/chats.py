@@ -6,7 +6,6 @@ so an edited question or another answer is a sibling; a chat's `leaf` is the end
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import secrets
@@ -28,14 +27,6 @@ _CHAT = "id, title, folder, system, settings, leaf, created, updated"
 _MESSAGE = "m.id, m.parent, m.role, m.content, m.told, m.created"
 
 
-@contextlib.contextmanager
-def _database() -> Iterator[sqlite3.Connection]:
-    """One transaction."""
-    with contextlib.closing(store.database()) as db, db:
-        db.row_factory = sqlite3.Row
-        yield db
-
-
 def new_id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(12)}"
 
@@ -45,7 +36,7 @@ def new_id(prefix: str) -> str:
 
 def list_chats(owner: str, *, limit: int = 50, before: float | None = None) -> list[Object]:
     """The latest first; `before` is the `updated` of the last one seen."""
-    with _database() as db:
+    with store.reading() as db:
         rows = db.execute(
             f"SELECT {_CHAT} FROM chats WHERE user = ? AND updated < ? ORDER BY updated DESC LIMIT ?",  # noqa: S608
             (owner, before or 1e18, limit),
@@ -54,12 +45,12 @@ def list_chats(owner: str, *, limit: int = 50, before: float | None = None) -> l
 
 
 def get_chat(owner: str, chat: str) -> Object:
-    with _database() as db:
+    with store.reading() as db:
         return _chat(_own(db, owner, chat))
 
 
 def create_chat(owner: str, fields: Mapping[str, Any]) -> Object:
-    with _database() as db:
+    with store.transaction() as db:
         return _chat(_own(db, owner, _create(db, owner, fields)))
 
 
@@ -76,7 +67,7 @@ def _create(db: sqlite3.Connection, owner: str, fields: Mapping[str, Any]) -> st
 
 def update_chat(owner: str, chat: str, fields: Mapping[str, Any]) -> Object:
     """Sets what `fields` names. `leaf`: the branch through that message is shown, to its latest end."""
-    with _database() as db:
+    with store.transaction() as db:
         _own(db, owner, chat)
         for name in ("title", "folder", "system"):
             if fields.get(name) is not None:
@@ -89,7 +80,7 @@ def update_chat(owner: str, chat: str, fields: Mapping[str, Any]) -> Object:
 
 
 def delete_chat(owner: str, chat: str) -> None:
-    with _database() as db:
+    with store.transaction() as db:
         _own(db, owner, chat)
         _delete(db, [chat])
 
@@ -109,7 +100,7 @@ def list_messages(owner: str, chat: str, *, limit: int = 100, before: str | None
 
     Each tells its siblings, itself among them, and whether probabilities of its tokens are kept.
     """
-    with _database() as db:
+    with store.reading() as db:
         row = _own(db, owner, chat)
         start = row["leaf"]
         if before is not None:
@@ -139,7 +130,7 @@ def _siblings(db: sqlite3.Connection, chat: str, parent: str | None) -> list[str
 
 def put_message(owner: str, chat: str, fields: Mapping[str, Any]) -> Object:
     """Adds a message, or replaces what an answer in progress said so far when its id is known. It becomes the leaf."""
-    with _database() as db:
+    with store.transaction() as db:
         _own(db, owner, chat)
         name = _put(db, chat, fields)
         db.execute("UPDATE chats SET leaf = ?, updated = ? WHERE id = ?", (name, time.time(), chat))
@@ -172,7 +163,7 @@ TOLD = ("reasoning", "model", "sampling", "timings", "attachments", "finish")  #
 
 def tokens_of(owner: str, chat: str, message: str) -> list[Any]:
     """The kept tokens of an answer with their probabilities; empty when none are."""
-    with _database() as db:
+    with store.reading() as db:
         _own(db, owner, chat)
         _message_row(db, chat, message)
         row = db.execute("SELECT tokens FROM message_tokens WHERE message = ?", (message,)).fetchone()
@@ -201,7 +192,7 @@ def search(owner: str, query: str, *, limit: int = 30) -> list[Object]:
     if not words:
         return []
     match = " ".join(f'"{word}"' for word in words) + "*"
-    with _database() as db:
+    with store.reading() as db:
         rows = db.execute(
             """
             SELECT c.id, c.title, c.folder, c.updated, m.id AS message, m.role,
@@ -228,7 +219,7 @@ def search(owner: str, query: str, *, limit: int = 30) -> list[Object]:
 
 def export(owner: str, chats: Iterable[str] | None = None) -> Iterator[Object]:
     """Whole chats, with settings, timings and tokens, the oldest first; all of them unless some are named."""
-    with _database() as db:
+    with store.reading() as db:
         every = "SELECT id FROM chats WHERE user = ? ORDER BY created"
         names = [row["id"] for row in db.execute(every, (owner,))] if chats is None else list(chats)
         for name in names:
@@ -249,7 +240,7 @@ def export(owner: str, chats: Iterable[str] | None = None) -> Iterator[Object]:
 def import_chats(owner: str, chats: Iterable[Mapping[str, Any]]) -> int:
     """Adds exported chats as new ones. UsageError for a message whose parent does not come before it."""
     count = 0
-    with _database() as db:
+    with store.transaction() as db:
         for chat in chats:
             name = _create(db, owner, chat)
             renamed: dict[str, str] = {}
@@ -269,32 +260,32 @@ def import_chats(owner: str, chats: Iterable[Mapping[str, Any]]) -> int:
 
 
 def list_presets(owner: str) -> list[Object]:
-    with _database() as db:
+    with store.reading() as db:
         rows = db.execute("SELECT name, body FROM presets WHERE user = ? ORDER BY name", (owner,))
         return [{**json.loads(row["body"]), "name": row["name"]} for row in rows]
 
 
 def put_preset(owner: str, name: str, body: Mapping[str, Any]) -> Object:
-    with _database() as db:
+    with store.transaction() as db:
         db.execute("INSERT OR REPLACE INTO presets VALUES (?, ?, ?, ?)", (owner, name, _json(body), time.time()))
     return {**body, "name": name}
 
 
 def delete_preset(owner: str, name: str) -> None:
-    with _database() as db:
+    with store.transaction() as db:
         if not db.execute("DELETE FROM presets WHERE user = ? AND name = ?", (owner, name)).rowcount:
             raise NotFound(f"no preset {name!r}", where="name")
 
 
 def add_vote(owner: str, body: Mapping[str, Any]) -> Object:
     name, now = new_id("vote"), time.time()
-    with _database() as db:
+    with store.transaction() as db:
         db.execute("INSERT INTO votes VALUES (?, ?, ?, ?)", (name, owner, _json(body), now))
     return {"id": name, **body, "created": now}
 
 
 def list_votes(owner: str) -> list[Object]:
-    with _database() as db:
+    with store.reading() as db:
         rows = db.execute("SELECT id, body, created FROM votes WHERE user = ? ORDER BY created", (owner,))
         return [{"id": row["id"], **json.loads(row["body"]), "created": row["created"]} for row in rows]
 

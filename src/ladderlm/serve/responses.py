@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import secrets
 import time
@@ -268,13 +267,13 @@ def keep(user: str, response: Object, items: Sequence[Object]) -> None:
     """Writes a response, or how it has come on."""
     row = (response["id"], user, response["created_at"], response["previous_response_id"], json.dumps(items),
            json.dumps(response))  # fmt: skip
-    with contextlib.closing(store.database()) as db, db:
+    with store.transaction() as db:
         db.execute("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?)", row)
 
 
 def find(user: str, id: str) -> tuple[Object, list[Object]]:
     """A response and its input. NotFound where there is none of this owner's."""
-    with contextlib.closing(store.database()) as db:
+    with store.reading() as db:
         row = db.execute("SELECT body, input FROM responses WHERE id = ? AND user = ?", (id, user)).fetchone()
     if row is None:
         raise NotFound(f"no response {id!r}", where="response")
@@ -283,7 +282,7 @@ def find(user: str, id: str) -> tuple[Object, list[Object]]:
 
 def forget(user: str, id: str) -> None:
     """Deletes a response. NotFound where there is none of this owner's."""
-    with contextlib.closing(store.database()) as db, db:
+    with store.transaction() as db:
         found = db.execute("DELETE FROM responses WHERE id = ? AND user = ?", (id, user)).rowcount
     if not found:
         raise NotFound(f"no response {id!r}", where="response")
