@@ -25,7 +25,7 @@ def test_values_and_gradients_are_those_of_float32_but_for_rounding(length: int)
     expected.backward(upstream)
     rounded = [x.clone().requires_grad_() for x in inputs]
     with torch.autocast("cpu", torch.bfloat16):
-        assert dense.suits(rounded[0])
+        assert dense.suits(rounded[0], length)
         found = dense.attend(*rounded, 16**-0.5)
     assert found.dtype == torch.bfloat16
     found.backward(upstream.bfloat16())
@@ -38,11 +38,11 @@ def test_values_and_gradients_are_those_of_float32_but_for_rounding(length: int)
 
 def test_it_is_for_training_short_texts_in_16_bits() -> None:
     short, long = (torch.zeros(1, 1, n, 8, requires_grad=True) for n in (4, dense.LONGEST + 1))
-    assert not dense.suits(short)
+    assert not dense.suits(short, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        assert dense.suits(short)
-        assert not dense.suits(long)
-        assert not dense.suits(short.detach())
+        assert dense.suits(short, 4)
+        assert not dense.suits(long, dense.LONGEST + 1)
+        assert not dense.suits(short.detach(), 4)
         assert dense.narrow(short).dtype == torch.bfloat16
     assert dense.narrow(short).dtype == torch.float32
 

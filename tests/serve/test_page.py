@@ -347,8 +347,7 @@ def test_many_tabs_write_at_once(opened: Any) -> None:
     made = history.create_chat(LOCAL, {"title": "both"})["id"]
     body = {"role": "user", "content": "x"}
     threads = [
-        threading.Thread(target=lambda: [history.put_message(LOCAL, made, body) for _ in range(20)])
-        for _ in range(4)
+        threading.Thread(target=lambda: [history.put_message(LOCAL, made, body) for _ in range(20)]) for _ in range(4)
     ]
     for thread in threads:
         thread.start()

@@ -57,6 +57,20 @@ def test_class_records_are_asked_for_their_label(tiny: Path, tmp_path: Path) -> 
     assert learnt[-1] in files.tokenizer.stop_ids
 
 
+def test_only_the_answer_of_a_long_prompt_is_learnt(tiny: Path) -> None:
+    files = open_model(str(tiny))
+    turns = [{"role": r, "content": c} for r, c in (("user", "Who?"), ("assistant", "The cow."), ("user", "Who else?"))]
+    row = {"prompt": "Who else?", "messages": turns, "chosen": "The dog.", "rejected": "The owl."}
+    liked = {"prompt": "Who else?", "messages": turns, "completion": "The dog.", "label": True}
+    talk = {"messages": [*turns, {"role": "assistant", "content": "The dog."}]}
+    for kind, fields, learnt in (
+        ("preference", row, ["The dog."]), ("kto", liked, ["The dog."]), ("messages", talk, ["The cow.", "The dog."]),
+    ):  # fmt: skip
+        example = make_example(make_record(kind, fields, source="x"), files, 128)
+        said = files.tokenizer.decode([i for i, m in zip(example.ids, example.mask, strict=True) if m])
+        assert [text for text in ("The cow.", "The dog.") if text in said] == learnt
+
+
 def test_bad_records_are_named_with_their_reason(tiny: Path, tmp_path: Path) -> None:
     rows = [*ROWS, {"prompt": "x" * 900, "completion": "y"}, {"messages": [{"role": "user", "content": "hm"}]}]
     data = write_jsonl(tmp_path / "d.jsonl", rows)

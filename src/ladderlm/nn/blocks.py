@@ -142,44 +142,56 @@ class Attention(nn.Module):
             t, s = t_end, s_end
         return self.o_proj(out[0] if len(out) == 1 else torch.cat(out))
 
-    def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, turns: Turns) -> Tensor:
-        """Mixed values o_BHTK; the T queries are the last of the S positions."""
+    def attend(
+        self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, turns: Turns, bias: Tensor | None = None
+    ) -> Tensor:
+        """Mixed values o_BHTK; the T queries are the last of the S positions.
+
+        `bias` (T, S) or (H, T, S), made by `bias`, takes the place of what follows from that.
+        """
         length, seen = q_BHTK.shape[2], k_BGSK.shape[2]
         local = 0 < self.window < seen if self.causal else 0 < self.window // 2 < seen
-        grouped = self.kv_heads != self.heads
-        if not (local or self.cap or turns.bias) and (length == seen or length == 1 or not self.causal):
-            if self.causal and length == seen and dense.suits(q_BHTK):
-                share = self.heads // self.kv_heads
-                k_BHSK, v_BHSK = (x if share == 1 else x.repeat_interleave(share, 1) for x in (k_BGSK, v_BGSK))
-                return dense.attend(q_BHTK, k_BHSK, v_BHSK, self.scale)
+        grouped, share = self.kv_heads != self.heads, self.heads // self.kv_heads
+        plain = bias is None and not (local or self.cap or turns.bias)
+        known = bias is not None and bias.dim() == 2 and not self.cap
+        if self.causal and ((plain and length == seen) or known) and dense.suits(q_BHTK, seen):
+            k_BHSK, v_BHSK = (x if share == 1 else x.repeat_interleave(share, 1) for x in (k_BGSK, v_BGSK))
+            return dense.attend(q_BHTK, k_BHSK, v_BHSK, self.scale, bias)
+        if plain and (length == seen or length == 1 or not self.causal):
             return F.scaled_dot_product_attention(
                 q_BHTK, k_BGSK, v_BGSK, is_causal=self.causal and length > 1, enable_gqa=grouped, scale=self.scale
             )
         if self.cap:
-            share = self.heads // self.kv_heads
-            return self.shares(q_BHTK, k_BGSK, turns) @ v_BGSK.repeat_interleave(share, 1)
-        bias = self._bias(length, seen, turns, q_BHTK.device).to(q_BHTK.dtype)
+            return self.shares(q_BHTK, k_BGSK, turns, bias) @ v_BGSK.repeat_interleave(share, 1)
+        if bias is None:
+            bias = self.bias(distances(length, seen, q_BHTK.device), turns)
         return F.scaled_dot_product_attention(
-            q_BHTK, k_BGSK, v_BGSK, attn_mask=bias, enable_gqa=grouped, scale=self.scale
+            q_BHTK, k_BGSK, v_BGSK, attn_mask=bias.to(q_BHTK.dtype), enable_gqa=grouped, scale=self.scale
         )
 
-    def shares(self, q_BHTK: Tensor, k_BGSK: Tensor, turns: Turns) -> Tensor:
+    def shares(self, q_BHTK: Tensor, k_BGSK: Tensor, turns: Turns, bias: Tensor | None = None) -> Tensor:
         """How much of each position each query takes: shares_BHTS, whose rows sum to 1."""
         k_BHSK = k_BGSK.repeat_interleave(self.heads // self.kv_heads, 1)
         scores_BHTS = self.scale * q_BHTK @ k_BHSK.transpose(2, 3)
         if self.cap:
             scores_BHTS = self.cap * torch.tanh(scores_BHTS / self.cap)
-        return (scores_BHTS + self._bias(q_BHTK.shape[2], k_BGSK.shape[2], turns, q_BHTK.device)).softmax(-1)
+        if bias is None:
+            bias = self.bias(distances(q_BHTK.shape[2], k_BGSK.shape[2], q_BHTK.device), turns)
+        return (scores_BHTS + bias).softmax(-1)
 
-    def _bias(self, length: int, seen: int, turns: Turns, device: torch.device) -> Tensor:
-        """What is added to the scores of the last `length` of `seen` positions: -inf where a query does not see."""
-        at_S = torch.arange(seen, device=device)
-        back_TS = at_S[seen - length :, None] - at_S[None]  # how far back a key lies
+    def bias(self, back_TS: Tensor, turns: Turns) -> Tensor:
+        """What is added to the scores of keys that lie so far back: -inf where a query does not see."""
         hidden_TS = back_TS < 0 if self.causal else torch.zeros_like(back_TS, dtype=torch.bool)
         if self.window:
             hidden_TS = hidden_TS | (back_TS >= self.window if self.causal else back_TS.abs() > self.window // 2)
-        bias = torch.zeros(hidden_TS.shape, device=device).masked_fill(hidden_TS, -math.inf)
+        bias = torch.zeros(hidden_TS.shape, device=back_TS.device).masked_fill(hidden_TS, -math.inf)
         return bias + turns.bias(back_TS) if turns.bias else bias
+
+
+def distances(length: int, seen: int, device: torch.device) -> Tensor:
+    """back_TS: how far back each of `seen` positions lies of the last `length` of them."""
+    at_S = torch.arange(seen, device=device)
+    return at_S[seen - length :, None] - at_S[None]
 
 
 class FeedForward(nn.Module):

@@ -58,12 +58,12 @@ class Decoder(nn.Module):
         soft = self.model.soft
         return self.arch.context_length - (0 if soft is None else soft.tokens)
 
-    def forward(self, ids_T: Tensor, lengths: Sequence[int]) -> Tensor:
-        """hidden_TD after the last norm. `lengths` of the documents in `ids_T` sum to T.
+    def forward(self, ids_T: Tensor, lengths: Sequence[int], after: Sequence[int] = ()) -> Tensor:
+        """hidden_TD after the last norm. `lengths` of the documents in `ids_T` sum to T; `after`: see nn/branches.py.
 
         Raises ContextOverflow for a document longer than the model's context.
         """
-        return self.model(ids_T, lengths)
+        return self.model(ids_T, lengths, after=after)
 
     def extend(self, ids_T: Tensor, cache: KeyValues) -> Tensor:
         """hidden_TD of tokens that follow those in `cache`, which then holds them too. Virtual tokens come first."""

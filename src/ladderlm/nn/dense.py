@@ -1,7 +1,7 @@
 """Causal attention of short texts as plain matrix products, for processors that multiply in bfloat16.
 
 torch's blocked attention makes its products in tiles too small for those units: up to a few hundred tokens it is
-quicker to hold all shares of a text at once. Letters: N heads of all texts, T tokens, K head dim.
+quicker to hold all shares of a text at once. Letters: N heads of all texts, T queries, S positions, K head dim.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def narrow(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
-def suits(x_BHTK: Tensor) -> bool:
-    """Whether `attend` is the quicker way for such queries."""
-    on = x_BHTK.device.type == "cpu" and x_BHTK.requires_grad and torch.is_autocast_enabled("cpu")
-    return on and x_BHTK.shape[2] <= LONGEST
+def suits(q_BHTK: Tensor, seen: int) -> bool:
+    """Whether `attend` is the quicker way for such queries of so many positions."""
+    on = q_BHTK.device.type == "cpu" and q_BHTK.requires_grad and torch.is_autocast_enabled("cpu")
+    return on and seen <= LONGEST
 
 
 def _unseen(length: int) -> Tensor:
@@ -32,30 +32,31 @@ def _unseen(length: int) -> Tensor:
     return torch.full((length, length), -math.inf).triu(1)
 
 
-def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, scale: float) -> Tensor:
-    """Causally mixed values o_BHTK."""
-    shape = q_BHTK.shape
-    flat = (narrow(x).reshape(-1, *shape[2:]) for x in (q_BHTK, k_BHTK, v_BHTK))
-    mixed: Tensor = _Dense.apply(*flat, scale)
-    return mixed.view(shape)
+def attend(
+    q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, scale: float, bias_TS: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """Mixed values o_BHTK: causally, or with `bias_TS` added to the scores."""
+    flat = (narrow(x).reshape(-1, *x.shape[2:]) for x in (q_BHTK, k_BHSK, v_BHSK))
+    mixed: Tensor = _Dense.apply(*flat, _unseen(q_BHTK.shape[2]) if bias_TS is None else bias_TS, scale)
+    return mixed.view(q_BHTK.shape)
 
 
 class _Dense(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q_NTK: Tensor, k_NTK: Tensor, v_NTK: Tensor, scale: float) -> Tensor:
-        scores_NTT = torch.bmm(q_NTK * scale, k_NTK.mT).float()
-        shares_NTT = scores_NTT.add_(_unseen(q_NTK.shape[1])).softmax(-1).to(q_NTK.dtype)
-        ctx.save_for_backward(q_NTK, k_NTK, v_NTK, shares_NTT)
+    def forward(ctx: Any, q_NTK: Tensor, k_NSK: Tensor, v_NSK: Tensor, bias_TS: Tensor, scale: float) -> Tensor:
+        scores_NTS = torch.bmm(q_NTK * scale, k_NSK.mT).float()
+        shares_NTS = scores_NTS.add_(bias_TS).softmax(-1).to(q_NTK.dtype)
+        ctx.save_for_backward(q_NTK, k_NSK, v_NSK, shares_NTS)
         ctx.scale = scale
-        return torch.bmm(shares_NTT, v_NTK)
+        return torch.bmm(shares_NTS, v_NSK)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q_NTK, k_NTK, v_NTK, shares_NTT = ctx.saved_tensors
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        q_NTK, k_NSK, v_NSK, shares_NTS = ctx.saved_tensors
         grad_NTK = upstream[0].to(q_NTK.dtype)
-        slope_NTT = torch.bmm(grad_NTK, v_NTK.mT)
-        slope_NTT = torch._softmax_backward_data(slope_NTT, shares_NTT, -1, shares_NTT.dtype)
+        slope_NTS = torch.bmm(grad_NTK, v_NSK.mT)
+        slope_NTS = torch._softmax_backward_data(slope_NTS, shares_NTS, -1, shares_NTS.dtype)
         return (
-            torch.bmm(slope_NTT, k_NTK) * ctx.scale, torch.bmm(slope_NTT.mT, q_NTK) * ctx.scale,
-            torch.bmm(shares_NTT.mT, grad_NTK), None,
+            torch.bmm(slope_NTS, k_NSK) * ctx.scale, torch.bmm(slope_NTS.mT, q_NTK) * ctx.scale,
+            torch.bmm(shares_NTS.mT, grad_NTK), None, None,
         )  # fmt: skip

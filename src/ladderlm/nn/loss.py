@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,13 +25,21 @@ ROWS = 256  # logits of this many positions exist at a time
 class Batch:
     """Documents end to end. Position wanted_N[i] of ids_T is asked for targets_N[i]; `lengths` sum to T.
 
-    `tokens` counts what is read, for the speed shown; `weight` what the mean loss is over.
+    `counts`: targets of each document, where it matters whose they are. `after`: which documents go on from others, if
+    any do (nn/branches.py). `tokens` counts what is read, for the speed shown; `weight` what the mean loss is over.
     """
 
     ids_T: Tensor
     lengths: tuple[int, ...]
     wanted_N: Tensor
     targets_N: Tensor
+    counts: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+    @property
+    def owners_N(self) -> Tensor:
+        """The document of each target."""
+        return torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
 
     @property
     def tokens(self) -> int:
@@ -60,13 +69,47 @@ def make_batch(documents: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> Bat
     following = [i for d, _ in documents for i in d[1:]]
     wanted_N = torch.tensor([m for _, mask in documents for m in mask[1:]], dtype=torch.bool).nonzero().squeeze(1)
     lengths = tuple(len(d) - 1 for d, _ in documents)
-    return Batch(torch.tensor(ids), lengths, wanted_N, torch.tensor(following)[wanted_N])
+    counts = tuple(sum(mask[1:]) for _, mask in documents)
+    return Batch(torch.tensor(ids), lengths, wanted_N, torch.tensor(following)[wanted_N], counts)
+
+
+def make_shared(documents: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> Batch:
+    """The same targets as of `make_batch`, but what documents have in common before their first one is read once."""
+    firsts = [list(mask).index(True, 1) for _, mask in documents]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, (ids, _) in enumerate(documents):
+        groups.setdefault(tuple(ids[: firsts[i]]), []).append(i)
+    texts: list[Sequence[int]] = []
+    after: list[int] = []
+    places: dict[int, tuple[int, int]] = {}  # document -> its prompt's text and its own
+    for prompt, members in sorted(groups.items(), key=lambda item: len(item[0])):
+        texts.append(prompt)
+        after.append(-1)
+        shared = len(texts) - 1
+        for i in sorted(members, key=lambda i: len(documents[i][0])):
+            places[i] = shared, len(texts)
+            if rest := documents[i][0][firsts[i] : -1]:
+                texts.append(rest)
+                after.append(shared)
+    starts = [0, *itertools.accumulate(len(t) for t in texts)]
+    wanted, targets = [], []
+    for i, (ids, mask) in enumerate(documents):
+        shared, own = places[i]
+        for at in range(firsts[i], len(ids)):
+            if mask[at]:
+                targets.append(ids[at])
+                wanted.append(starts[shared + 1] - 1 if at == firsts[i] else starts[own] + at - firsts[i] - 1)
+    return Batch(
+        torch.tensor([i for text in texts for i in text]), tuple(len(t) for t in texts), torch.tensor(wanted),
+        torch.tensor(targets), tuple(sum(mask[1:]) for _, mask in documents), tuple(after),
+    )  # fmt: skip
 
 
 def wanted_hidden(decoder: Decoder, batch: Batch) -> Tensor:
     """hidden_ND of the wanted positions."""
-    hidden_TD: Tensor = decoder(batch.ids_T, batch.lengths)
-    return hidden_TD if batch.tokens == len(batch.wanted_N) else hidden_TD[batch.wanted_N]
+    hidden_TD: Tensor = decoder(batch.ids_T, batch.lengths, batch.after)
+    every = not batch.after and batch.tokens == len(batch.wanted_N)
+    return hidden_TD if every else hidden_TD[batch.wanted_N]
 
 
 def nats(decoder: Decoder, batch: Batch) -> Tensor:

@@ -9,6 +9,7 @@ from ladderlm import store
 from ladderlm.data.records import read_records, split
 from ladderlm.errors import UsageError
 from ladderlm.evals.report import Report
+from ladderlm.train.derive import settled
 from ladderlm.train.settings import AlignConfig, LoopConfig
 from ladderlm.types import Record, Run
 
@@ -42,8 +43,14 @@ def loop_config(config: AlignConfig, steps: int, accumulate: int = 1) -> LoopCon
         raise UsageError("epochs must be positive", where=f"epochs={config.epochs}")
     return LoopConfig(
         steps=config.steps or (0 if config.minutes else max(1, steps)), minutes=config.minutes, accumulate=accumulate,
-        warmup=config.warmup, cooldown=config.cooldown, seed=config.seed,
+        warmup=config.warmup, cooldown=config.cooldown, seed=config.seed, precision=precision(config),
     )  # fmt: skip
+
+
+def precision(config: AlignConfig) -> str:
+    """Of products. What is drawn by the engine is learnt from as exactly as it was drawn, unless told otherwise."""
+    exact = config.precision == "auto" and config.objective in ("grpo", "ppo")
+    return "fp32" if exact else settled(config.precision, "cpu")
 
 
 def panels(run: Run) -> Callable[[Report], None]:

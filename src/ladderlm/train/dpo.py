@@ -24,16 +24,17 @@ from ladderlm.evals.helped import did_it_help
 from ladderlm.evals.intervals import bootstrap
 from ladderlm.models.folder import ModelFiles
 from ladderlm.nn.decoder import Decoder
+from ladderlm.nn.linear import products
 from ladderlm.nn.loss import nats
 from ladderlm.nn.tuned import without_adapter
-from ladderlm.train.aligning import loop_config, panels, two_sides
+from ladderlm.train.aligning import loop_config, panels, precision, two_sides
 from ladderlm.train.examples import Packing, per_document
 from ladderlm.train.held import HeldPairs
 from ladderlm.train.loop import fit
 from ladderlm.train.page import Page
 from ladderlm.train.pairs import Pair, PairBatch, load, pair_batch, with_reference
 from ladderlm.train.result import Result, check_finished, conclude, describe_data, destination
-from ladderlm.train.settings import AlignConfig
+from ladderlm.train.settings import SOFT, AlignConfig
 from ladderlm.train.tuning import prepare, room, save_tuned
 from ladderlm.types import Run
 
@@ -112,6 +113,7 @@ def preference_loss(name: str, terms: Terms, beta: float, gamma: float = 0.0) ->
 def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     """Trains on pairs; `run` and `files` are the run begun and the model to align."""
     name, kto = config.objective, config.objective == "kto"
+    shared = config.method not in SOFT
     train, held_records = two_sides(config)
     longest = min(config.max_length, room(config, files))
     pairs = load(config.data, train, files, longest, skip_bad=config.skip_bad, kto=kto)
@@ -120,8 +122,9 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     decoder, optimiser = prepare(config, files, lora_lr=1e-4, full_lr=1e-5)
     events.emit("align", f"{len(pairs):,} pairs, {sum(p.tokens for p in pairs):,} tokens")
     if name not in REFERENCE_FREE:
-        pairs = with_reference(decoder, pairs, config.batch_tokens, "reference")
-    before = with_reference(decoder, held, config.batch_tokens, "before")
+        with products(precision(config), "cpu"):  # as the policy's are made
+            pairs = with_reference(decoder, pairs, config.batch_tokens, "reference", shared=shared)
+    before = with_reference(decoder, held, config.batch_tokens, "before", shared=shared)
     untuned = functools.partial(without_adapter, decoder)
     page = None if single else Page(decoder, files, HeldPairs(held_records, files, longest), config.seed, untuned)
     packing = Packing([p.tokens for p in pairs], config.batch_tokens, config.seed)
@@ -132,11 +135,11 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
         return preference_loss(name, terms, config.price, config.gamma)
 
     fitted = fit(
-        decoder, loss, lambda i: pair_batch([pairs[k] for k in packing(i)]), optimiser, run,
+        decoder, loss, lambda i: pair_batch([pairs[k] for k in packing(i)], shared=shared), optimiser, run,
         loop_config(config, packing.batches_in(config.epochs)), stage="align",
     )  # fmt: skip
     check_finished(run, fitted, "align")
-    after = with_reference(decoder, held, config.batch_tokens, "after")
+    after = with_reference(decoder, held, config.batch_tokens, "after", shared=shared)
     scores, summary = compare(before, after, config, single=single)
     outcome = page.after(decoder, destination(config.out).name) if page else None
     scores |= outcome.scores() if outcome else {}

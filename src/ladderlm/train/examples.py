@@ -32,7 +32,8 @@ class Example(NamedTuple):
 
 
 def make_example(record: Record, files: ModelFiles, max_length: int) -> Example:
-    """Ids and mask of a record: what the assistant says is learnt; of a text, all of it.
+    """Ids and mask of a record: what the assistant says is learnt; of a text, all of it; of a prompt and what answers
+    it only the answer, whoever spoke in the prompt.
 
     Raises LadderError with the reason when there is nothing to learn or it is too long.
     """
@@ -55,7 +56,8 @@ def render_example(record: Record, files: ModelFiles) -> Example:
         said = any(not isinstance(p, (Text, Reasoning)) or p.text.strip() for p in turn.parts)
         if turn.role == "assistant" and not said:
             raise UsageError("the assistant says nothing", where=f"message {number}")
-    return _rendered(turns, files)
+    ids, mask = _rendered(turns, files)
+    return Example(ids, mask if record.kind == "messages" else _last_run(mask))
 
 
 def _rendered(turns: Conversation, files: ModelFiles) -> Example:
@@ -63,6 +65,14 @@ def _rendered(turns: Conversation, files: ModelFiles) -> Example:
     # What follows the last turn's end (a newline of the template) is never learnt, so it need not be read.
     last = max((i for i, wanted in enumerate(rendered.mask) if wanted), default=len(rendered.ids) - 1)
     return Example(rendered.ids[: last + 1], rendered.mask[: last + 1])
+
+
+def _last_run(mask: list[bool]) -> list[bool]:
+    """The mask of the last turn alone: what is rendered ends with it."""
+    first = len(mask)
+    while first and mask[first - 1]:
+        first -= 1
+    return [False] * first + mask[first:]
 
 
 def make_all(
@@ -148,5 +158,4 @@ def example_nats(decoder: Decoder, examples: Sequence[Example], budget: int, sta
 
 def per_document(values_N: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Values on the wanted positions summed over each document, (documents,)."""
-    owners_T = torch.arange(len(batch.lengths)).repeat_interleave(torch.tensor(batch.lengths))
-    return torch.zeros(len(batch.lengths)).index_add(0, owners_T[batch.wanted_N], values_N)
+    return torch.zeros(len(batch.counts)).index_add(0, batch.owners_N, values_N)

@@ -23,7 +23,7 @@ from ladderlm.train.aligning import loop_config, panels
 from ladderlm.train.loop import fit
 from ladderlm.train.page import Page
 from ladderlm.train.result import Result, check_finished, conclude, describe_data, destination
-from ladderlm.train.rollout import Roller, answers_batch, check, owners
+from ladderlm.train.rollout import Roller, answers_batch, check
 from ladderlm.train.rounds import Drawn, HeldPrompts, Reference, Rounds, compare, setting
 from ladderlm.train.settings import AlignConfig
 from ladderlm.train.tuning import prepare, save_tuned
@@ -81,7 +81,7 @@ def group_batch(drawn: Drawn, some: Sequence[int], samples: int, average: str) -
     advantage_B = advantages(rewards_GS).flatten()
     answers = [drawn.answers[i] for i in some]
     batch = answers_batch(drawn.prompts, answers)
-    owners_N = owners(batch)
+    owners_N = batch.owners_N
     values = [torch.tensor([x for a in answers for x in getattr(a, name)]) for name in ("logprobs", "reference")]
     weight = len(owners_N) if average == "token" else len(answers)
     return GroupBatch(batch, values[0], values[1], advantage_B[list(some)][owners_N], owners_N, weight, drawn.figures)

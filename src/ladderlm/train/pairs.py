@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ladderlm import events
 from ladderlm.errors import FormatError, UsageError
 from ladderlm.models.folder import ModelFiles
 from ladderlm.nn.decoder import Decoder
-from ladderlm.nn.loss import Batch, make_batch
-from ladderlm.train.examples import Example, example_nats, make_all, make_example
+from ladderlm.nn.loss import Batch, make_batch, make_shared, nats
+from ladderlm.train.examples import Example, grouped, make_all, make_example, per_document
 from ladderlm.train.result import bad_rows
 from ladderlm.types import Record
 
@@ -59,8 +60,10 @@ class PairBatch:
         return len(self.reference_P2)
 
 
-def pair_batch(pairs: Sequence[Pair]) -> PairBatch:
-    batch = make_batch([example for pair in pairs for example in (pair.chosen, pair.rejected)])
+def pair_batch(pairs: Sequence[Pair], *, shared: bool = True) -> PairBatch:
+    """`shared`: both answers of a pair come after one reading of their prompt."""
+    make = make_shared if shared else make_batch
+    batch = make([example for pair in pairs for example in (pair.chosen, pair.rejected)])
     counts_P2 = torch.tensor([pair.answers for pair in pairs])
     reference_P2 = torch.tensor([pair.reference for pair in pairs])
     return PairBatch(batch, reference_P2, counts_P2, torch.tensor([pair.liked for pair in pairs]))
@@ -120,7 +123,16 @@ def mismatched(answers: Sequence[tuple[Record, bool]], files: ModelFiles, longes
     return pairs
 
 
-def with_reference(decoder: Decoder, pairs: Sequence[Pair], budget: int, stage: str) -> list[Pair]:
+@torch.no_grad()
+def with_reference(
+    decoder: Decoder, pairs: Sequence[Pair], budget: int, stage: str, *, shared: bool = True
+) -> list[Pair]:  # fmt: skip
     """The pairs with what `decoder` now thinks of each answer."""
-    values = example_nats(decoder, [e for pair in pairs for e in (pair.chosen, pair.rejected)], budget, stage)
-    return [dataclasses.replace(pair, reference=(-values[2 * i], -values[2 * i + 1])) for i, pair in enumerate(pairs)]
+    decoder.eval()
+    out = list(pairs)
+    for group in events.track(grouped([p.tokens for p in pairs], budget), stage, unit="batches"):
+        batch = pair_batch([pairs[i] for i in group], shared=shared).batch
+        sums_P2 = -per_document(nats(decoder, batch), batch).view(-1, 2)
+        for i, (chosen, rejected) in zip(group, sums_P2.tolist(), strict=True):
+            out[i] = dataclasses.replace(out[i], reference=(chosen, rejected))
+    return out

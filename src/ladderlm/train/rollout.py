@@ -16,7 +16,6 @@ from typing import Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ladderlm import engine, events
 from ladderlm.data.shapes import conversation
@@ -25,7 +24,7 @@ from ladderlm.errors import LadderError, NotFound, UsageError
 from ladderlm.models.folder import ModelFiles
 from ladderlm.models.weights import Blocks
 from ladderlm.nn.decoder import Decoder
-from ladderlm.nn.loss import Batch, make_batch, nats
+from ladderlm.nn.loss import Batch, make_shared, nats
 from ladderlm.nn.tuned import merged_state
 from ladderlm.text.render import render
 from ladderlm.train.examples import make_all
@@ -184,29 +183,24 @@ class Order:
 
 
 def answers_batch(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Batch:
-    """Prompts with answers as documents, of which the answers' tokens are wanted."""
+    """Prompts with answers as documents, of which the answers' tokens are wanted; a prompt is read once."""
     documents = []
     for answer in answers:
         ids = prompts[answer.prompt].ids
         documents.append(([*ids, *answer.ids], [False] * len(ids) + [True] * len(answer.ids)))
-    return make_batch(documents)
-
-
-def owners(batch: Batch) -> Tensor:
-    """owners_N: the document of each wanted position."""
-    owners_T = torch.arange(len(batch.lengths)).repeat_interleave(torch.tensor(batch.lengths))
-    return owners_T[batch.wanted_N]
+    return make_shared(documents)
 
 
 def pieces(prompts: Sequence[Prompt], answers: Sequence[Answer], budget: int) -> Iterator[list[int]]:
-    """Indices of answers, in order, a token budget at a time."""
+    """Indices of answers, in order, a token budget at a time. Prompts are counted once where answers share them."""
     group: list[int] = []
     filled = 0
     for i, answer in enumerate(answers):
-        size = len(prompts[answer.prompt].ids) + len(answer.ids)
+        again = bool(group) and answers[group[-1]].prompt == answer.prompt
+        size = len(answer.ids) + (0 if again else len(prompts[answer.prompt].ids))
         if group and filled + size > budget:
             yield group
-            group, filled = [], 0
+            group, filled, size = [], 0, len(answer.ids) + len(prompts[answer.prompt].ids)
         group.append(i)
         filled += size
     if group:

@@ -118,9 +118,9 @@ class Rounds(Generic[B]):
         self._order = Order(len(given.train), config.prompts, config.seed)
         self._folder = store.make_dir(run.path / "rounds")
         self._number, self._drawn = -1, Drawn((), (), 0.0, {})
-        longest = max(len(p.ids) for p in given.train) + config.max_tokens
-        answers = min(config.prompts, len(given.train)) * config.samples
-        self.accumulate = min(answers, max(1, math.ceil(answers * longest / config.batch_tokens)))
+        prompts, longest = min(config.prompts, len(given.train)), max(len(p.ids) for p in given.train)
+        tokens = prompts * (longest + config.samples * config.max_tokens)
+        self.accumulate = min(prompts * config.samples, math.ceil(tokens / config.batch_tokens))
 
     def steps_in(self, epochs: float) -> int:
         return self._order.rounds_in(epochs) * self.updates
@@ -132,9 +132,11 @@ class Rounds(Generic[B]):
             kept = self._path(number)
             self._drawn = self._read(number) if update and kept.exists() else self._draw(number, step)
             self._number = number
-        sizes = [len(a.ids) + len(self._drawn.prompts[a.prompt].ids) for a in self._drawn.answers]
-        order = sorted(range(len(sizes)), key=lambda k: (-sizes[k], k))
-        return self._make(self._drawn, order[part :: self.accumulate])
+        prompts, answers = self._drawn.prompts, self._drawn.answers
+        # The answers to a prompt stay together, as they share it.
+        order = sorted(range(len(answers)), key=lambda k: (-len(prompts[answers[k].prompt].ids), answers[k].prompt, k))
+        first, last = (len(order) * p // self.accumulate for p in (part, part + 1))
+        return self._make(self._drawn, order[first:last])
 
     def _draw(self, number: int, step: int) -> Drawn:
         self._roller.update()

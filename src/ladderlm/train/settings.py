@@ -303,6 +303,12 @@ class AlignConfig(Value):
     max_length: int = option(1024, "most tokens of a prompt with an answer")
     warmup: int = option(10, "steps of rising learning rate")
     cooldown: float = option(0.8, "last share of the steps, over which the learning rate falls to zero")
+    precision: str = option(
+        "auto",
+        "of products; weights stay in fp32; auto: bf16 where the hardware has it, but for "
+        "grpo and ppo fp32, as the engine draws",
+        choices=("auto", "fp32", "bf16"),
+    )
     skip_bad: bool = option(False, "leave out records that cannot be used, instead of stopping")
     seed: int = option(0, "seed of adapter and order")
     threads: int = option(0, "processor threads; 0: all")
