@@ -156,10 +156,13 @@ def measure(minute: bool) -> dict[str, Any]:
     encoded = {pattern: encoding(small, pattern, rounds) for pattern in PATTERNS}
     least = min(found["ratio_to_tokenizers"] for found in encoded.values())
     bars = {
-        "training at least 8 times tokenizers": trained["ratio_to_tokenizers"]["ours"] >= (4 if minute else 8),
         "bytes per token within 0.5 %": abs(trained["bytes_per_token_ratio"] - 1) <= 0.005,
         "all 256 bytes present": trained["all_bytes"],
-        "encoding at least 10 times tokenizers": least >= (5 if minute else 10),
         "every document's ids equal": not any(found["documents_that_differ"] for found in encoded.values()),
     }
+    if not minute:  # too short to be timed on a machine with other work
+        bars |= {
+            "training at least 8 times tokenizers": trained["ratio_to_tokenizers"]["ours"] >= 8,
+            "encoding at least 10 times tokenizers": least >= 10,
+        }
     return {"training": trained, "encoding": encoded, "bars": bars}
