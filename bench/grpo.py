@@ -1,7 +1,8 @@
-"""GRPO on what can be checked: templated arithmetic, and answers in JSON that must meet a schema.
+"""GRPO on what can be checked: templated arithmetic, and answers in JSON that must meet a schema and be right.
 
 The default model, LoRA, at most 15 minutes each. 500 problems are held out; no pair of numbers, and no name with its
-age and city, is on both sides. The score is the share of the greedy answers that pass all their checks.
+age and city, is on both sides. The JSON is asked for by an example, which the model takes for the answer at first. The
+score is the share of the greedy answers that pass all their checks.
 
 Bars: at least 20 points gained on each.
 """
@@ -22,10 +23,10 @@ from ladderlm.train import align
 from ladderlm.train.settings import AlignConfig
 
 HELD_OUT = 500
-FORMS = (
-    "What is {a} {op} {b}?", "Compute {a} {op} {b}.", "Ann has {a} coins and {gets} {b}. How many has she now?",
-    "Tell me the result of {a} {op} {b}.",
-)  # fmt: skip
+SUMS = ("What is {a} + {b}?", "How much is {a} + {b}?", "Ann has {a} coins and gets {b}. How many has she now?",
+        "What do {a} and {b} make together?")  # fmt: skip
+RESTS = ("What is {a} - {b}?", "How much is {a} - {b}?", "Ann has {a} coins and spends {b}. How many has she now?",
+         "What is left of {a} without {b}?")  # fmt: skip
 NAMES = [
     "Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gita", "Hugo", "Ines", "Jan", "Kira", "Liam", "Mona", "Noor", "Omar",
     "Pia", "Quinn", "Rosa", "Sam", "Tara",
@@ -37,31 +38,37 @@ SCHEMA = {
 }  # fmt: skip
 
 
-def arithmetic(rng: random.Random) -> list[dict[str, Any]]:
-    rows = []
-    for a, b in itertools.product(range(2, 50), repeat=2):
-        op = rng.choice("+-")
-        a, b = (max(a, b), min(a, b)) if op == "-" else (a, b)
-        form = rng.choice(FORMS).format(a=a, b=b, op=op, gets="gets" if op == "+" else "spends")
-        rows.append({"prompt": form + " Answer with the number only.", "answer": str(a + b if op == "+" else a - b)})
-    unique = {row["prompt"]: row for row in rows}
-    return list(unique.values())
+def arithmetic(rng: random.Random) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Problems to learn from, and to measure on: of other pairs of numbers, each in one form."""
+    pairs = list(itertools.combinations_with_replacement(range(2, 40), 2))
+    rng.shuffle(pairs)
+    sides: list[list[dict[str, Any]]] = []
+    for some, forms in ((pairs[HELD_OUT // 2 :], SUMS), (pairs[: HELD_OUT // 2], ())):
+        rows = []
+        for b, a in some:
+            for sum_, rest in zip(forms or [rng.choice(SUMS)], RESTS if forms else [rng.choice(RESTS)], strict=True):
+                rows.append({"prompt": sum_.format(a=a, b=b), "answer": str(a + b)})
+                rows.append({"prompt": rest.format(a=a, b=b), "answer": str(a - b)})
+        sides.append(rows)
+    return sides[0], sides[1]
 
 
-def in_json(rng: random.Random) -> list[dict[str, Any]]:
+def in_json(rng: random.Random) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    asked = 'Answer in JSON like {"name": "Zoe", "age": 5, "city": "Bonn"}.'
     rows = []
     for name, city in itertools.product(NAMES, CITIES):
         for age in rng.sample(range(7, 90), 8):
             text = f"{name} is {age} years old and lives in {city}."
-            asked = 'Write it as one JSON object with the keys "name", "age" (a number) and "city", and nothing else.'
             right = {"name": name, "age": age, "city": city}
             rows.append({"prompt": f"{text} {asked}", "answer": json.dumps(right), "schema": SCHEMA})
-    return rows
+    rng.shuffle(rows)
+    return rows[HELD_OUT:], rows[:HELD_OUT]
 
 
-def learn(folder: Path, name: str, rows: list[dict[str, Any]], held: int, **changes: Any) -> dict[str, Any]:
-    random.Random(1).shuffle(rows)
-    for side, some in (("held", rows[:held]), ("train", rows[held:])):
+def learn(
+    folder: Path, name: str, train: list[dict[str, Any]], held: list[dict[str, Any]], **changes: Any
+) -> dict[str, Any]:
+    for side, some in (("held", held), ("train", train)):
         (folder / f"{name}.{side}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     config = AlignConfig(
         data=str(folder / f"{name}.train.jsonl"), held_out=str(folder / f"{name}.held.jsonl"), objective="grpo",
@@ -81,18 +88,16 @@ def learn(folder: Path, name: str, rows: list[dict[str, Any]], held: int, **chan
 
 def measure(minute: bool) -> dict[str, Any]:
     threads = int(os.environ.get("LADDERLM_BENCH_THREADS", "2"))
-    rng = random.Random(0)
-    changes: dict[str, Any] = {"minutes": 12.0, "lr": 3e-4, "threads": threads}
+    changes: dict[str, Any] = {"minutes": 12.0, "lr": 6e-4, "threads": threads}
     held = HELD_OUT
     if minute:
         changes = {"steps": 1, "prompts": 2, "samples": 3, "max_tokens": 12, "threads": threads, "layers_trained": 2}
         held = 4
+    found = {}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        found = {
-            "arithmetic": learn(folder, "arithmetic", arithmetic(rng), held, **{"max_tokens": 24, **changes}),
-            "json": learn(folder, "json", in_json(rng), held, **{"max_tokens": 48, **changes}),
-        }
+        for name, made, room in (("arithmetic", arithmetic, 20), ("json", in_json, 40)):
+            train, unseen = made(random.Random(0))
+            found[name] = learn(Path(scratch), name, train, unseen[:held], **{"max_tokens": room, **changes})
     bars = {
         f"{name}: at least 20 points gained on {held} unseen problems":
             found[name]["reward"]["after"]["mean"] - found[name]["reward"]["before"]["mean"] >= 0.2
