@@ -1,8 +1,7 @@
 """GRPO on what can be checked: templated arithmetic, and answers in JSON that must meet a schema and be right.
 
 The default model, LoRA, at most 15 minutes each. 500 problems are held out; no pair of numbers, and no name with its
-age and city, is on both sides. The JSON is asked for by an example, which the model takes for the answer at first. The
-score is the share of the greedy answers that pass all their checks.
+age and city, is on both sides. The score is the share of its checks that a greedy answer passes.
 
 Bars: at least 20 points gained on each.
 """
@@ -54,7 +53,7 @@ def arithmetic(rng: random.Random) -> tuple[list[dict[str, Any]], list[dict[str,
 
 
 def in_json(rng: random.Random) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    asked = 'Answer in JSON like {"name": "Zoe", "age": 5, "city": "Bonn"}.'
+    asked = "Turn it into JSON (name, age, city)."
     rows = []
     for name, city in itertools.product(NAMES, CITIES):
         for age in rng.sample(range(7, 90), 8):
@@ -88,7 +87,7 @@ def learn(
 
 def measure(minute: bool) -> dict[str, Any]:
     threads = int(os.environ.get("LADDERLM_BENCH_THREADS", "2"))
-    changes: dict[str, Any] = {"minutes": 12.0, "lr": 6e-4, "threads": threads}
+    changes: dict[str, Any] = {"minutes": 8.0, "lr": 6e-4, "threads": threads}
     held = HELD_OUT
     if minute:
         changes = {"steps": 1, "prompts": 2, "samples": 3, "max_tokens": 12, "threads": threads, "layers_trained": 2}
