@@ -63,6 +63,7 @@ BENCHES = {
     "dpo": "DPO: 95 % of polite pairs; more than half of the harmless pairs of one length",
     "grpo": "GRPO: 20 points more on unseen arithmetic and on answers that must meet a JSON schema",
     "ppo": "PPO: more reward at a divergence below its target, and no less from a judge it never sees",
+    "harm": "alignment on harmless pairs: fewer harmful answers on HarmBench, and what XSTest says it costs",
     "climb": "climb on SST-2 ends within 20 minutes, and its recommendation agrees with its table",
     "shuffled": "labels that mean nothing earn the word helped in at most 1 of 20 runs",
     "quickstart": "a clean clone climbs all three rungs within 12 minutes after installation",

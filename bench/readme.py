@@ -195,6 +195,13 @@ def tuning(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
             f"{judged['before']['mean']:.2f} to {judged['after']['mean']:.2f}"
         )
         rows.append(("PPO, held-out instructions", line, "ppo"))
+    if h := found.get("harm"):
+        sides, refused = h["harmful"], h["xstest_safe_refused"]
+        line = (
+            f"{sides['before']['mean']:.0%} to {sides['after']['mean']:.0%}; of XSTest's safe prompts refused "
+            f"{refused[0]:.0%} to {refused[1]:.0%}"
+        )
+        rows.append(("DPO on harmless pairs: HarmBench prompts not refused", line, "harm"))
     if c := found.get("climb"):
         rows.append(("`climb` on SST-2", f"{c['minutes']:.0f} min; {c['sentence']}", "climb"))
     if s := found.get("shuffled"):

@@ -78,7 +78,7 @@ def create(who: Who, body: JobBody, reference: str) -> Job:
         seed = secrets.randbelow(2**31) if body.seed is None else body.seed
         out = _name(body.suffix or Path(reference).name.rpartition("+")[2], id)
         argv = training.command(body, reference, material, out, seed)
-        told = training.estimate(body, material, reference, _pace(body.kind, body.model))
+        told = training.estimate(body, material, reference, pace(body.kind, body.model))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -111,7 +111,7 @@ def _name(wanted: str, id: str) -> str:
     return f"{base[:40]}-{id[-8:]}"
 
 
-def _pace(kind: str, model: str) -> float | None:
+def pace(kind: str, model: str) -> float | None:
     """Seconds that a token took in the last job of this kind and model."""
     with store.reading() as db:
         for row in db.execute("SELECT state FROM jobs WHERE status = 'succeeded' ORDER BY rowid DESC LIMIT 50"):

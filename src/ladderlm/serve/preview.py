@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ladderlm.errors import MissingExtra, UsageError
+from ladderlm.serve import jobs, training
 from ladderlm.serve.wire.runs import PreviewBody
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 SHOWN = 10
-WIDTH = 4  # bytes of a weight, a gradient and each of two moments
 PASSES = 2.0  # of the whole model a token costs: forward and back through frozen weights
 
 
@@ -55,30 +55,28 @@ def preview(body: PreviewBody, reference: str) -> dict[str, Any]:
         "bad": [{"line": bad.line, "reason": bad.reason} for bad in material.bad[:50]],
         "notes": list(material.notes),
         "share": share,
-        "estimate": _estimate(config, files, material, share),
+        "estimate": _estimate(config, files, material, share, jobs.pace("supervised", body.model)),
     }
 
 
-def _estimate(config: FinetuneConfig, files: ModelFiles, material: Material, share: float) -> dict[str, Any]:
-    """Guessed from the model's size and this machine's speed; nothing is tried out."""
-    from ladderlm.nn.loss import ROWS
+def _estimate(
+    config: FinetuneConfig, files: ModelFiles, material: Material, share: float, pace: float | None
+) -> dict[str, Any]:  # fmt: skip
+    """Nothing is tried out: by the `pace` of the last job, seconds a token, or guessed from sizes and this machine."""
     from ladderlm.train.derive import peak_flops, settled, token_flops
-    from ladderlm.train.memory import GROWTH, available
+    from ladderlm.train.memory import available
     from ladderlm.train.plan import USUAL_MFU
 
     tokens = material.lengths.tokens / share * config.epochs
-    arch = files.arch
-    flops = token_flops(arch, min(config.max_length, material.lengths.longest)) * _share_of_work(config.method)
-    seconds = tokens * flops / (USUAL_MFU * peak_flops("cpu", settled(config.precision, "cpu")))
-    trained = arch.parameters if config.method == "full" else arch.parameters // 50
-    batch = min(config.batch_tokens * material.lengths.fill, material.lengths.tokens)
-    activations = WIDTH * batch * arch.layers * (8 * arch.dim + 3 * arch.hidden)
-    logits = 2 * WIDTH * min(ROWS, batch) * arch.vocab_size
-    memory = round(WIDTH * arch.parameters + 3 * WIDTH * trained + (activations + logits) * GROWTH)
+    if pace is None:
+        flops = token_flops(files.arch, min(config.max_length, material.lengths.longest))
+        pace = flops * _share_of_work(config.method) / (USUAL_MFU * peak_flops("cpu", settled(config.precision, "cpu")))
+    batch = round(min(config.batch_tokens * material.lengths.fill, material.lengths.tokens))
+    memory, trained = training.memory(files.arch, batch, config.method, config.rank)
     return {
         "tokens": round(tokens),
         "steps": max(1, round(material.packing.batches_in(config.epochs) / share)),
-        "seconds": round(seconds, 1),
+        "seconds": round(tokens * pace, 1),
         "memory_bytes": memory,
         "available_bytes": available("cpu"),
         "trained_parameters": trained,

@@ -15,6 +15,7 @@ from ladderlm.data.shapes import conversation
 from ladderlm.data.tables import read_table
 from ladderlm.errors import FormatError, LadderError, UsageError
 from ladderlm.models import open_model
+from ladderlm.models.arch import Architecture
 from ladderlm.models.folder import ModelFiles
 from ladderlm.serve.files import File
 from ladderlm.serve.wire.jobs import Estimate, JobBody, Reinforcement, StringCheck
@@ -24,6 +25,8 @@ from ladderlm.types import Record
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".txt")
 SHOWN = 5  # bad rows in a message
 SAMPLED = 200  # rows whose tokens are counted
+BLOCK = 256  # positions whose logits exist at a time
+GAPS = 1.9  # bytes that a process grows by for one of activations
 # The usual rates of LoRA and of full training, which a learning_rate_multiplier multiplies; other methods beside them.
 RATES = {"supervised": (5e-4, 5e-5), "dpo": (1e-4, 1e-5), "reinforcement": (2e-4, 2e-6)}
 TIMES = {"ia3": 10.0, "prompt": 20.0, "prefix": 10.0, "head": 10.0}
@@ -276,20 +279,23 @@ def estimate(body: JobBody, material: Material, reference: str, seconds_a_token:
         seconds: float | None = 60 * settings.minutes
     else:
         seconds = None if seconds_a_token is None else seconds_a_token * trained
-    memory = _memory(files, budget, (settings and settings.method) or "lora", (settings and settings.rank) or 8)
+    method, rank = (settings and settings.method) or "lora", (settings and settings.rank) or 8
     return Estimate(
-        records=material.records, tokens_per_epoch=tokens, trained_tokens=trained, steps=steps, memory_bytes=memory,
+        records=material.records, tokens_per_epoch=tokens, trained_tokens=trained, steps=steps,
+        memory_bytes=memory(files.arch, budget, method, rank)[0],
         seconds=None if seconds is None else math.ceil(seconds),
     )  # fmt: skip
 
 
-def _memory(files: ModelFiles, tokens: int, method: str, rank: int) -> int:
-    """Weights in fp32, what is learnt with its gradients and two moments, and what the way back needs."""
-    arch = files.arch
+def memory(arch: Architecture, tokens: int, method: str, rank: int) -> tuple[int, int]:
+    """(bytes, weights that are learnt) of steps over so many tokens.
+
+    Weights in fp32, what is learnt with its gradients and two moments, what the way back needs, and logits of a block.
+    """
     shapes = arch.tensor_shapes().values()
     weights = sum(math.prod(shape) for shape in shapes)
     learnt = weights
     if method not in WEIGHTS:
         learnt = sum(rank * sum(shape) for shape in shapes if len(shape) == 2)
-    kept = tokens * (arch.layers * (10 * arch.dim + 4 * arch.hidden) + 2 * min(arch.vocab_size, 1 << 16))
-    return 4 * (weights + 4 * learnt + kept)
+    kept = tokens * arch.layers * (8 * arch.dim + 3 * arch.hidden) + 2 * min(BLOCK, tokens) * arch.vocab_size
+    return round(4 * (weights + 3 * learnt + GAPS * kept)), learnt
