@@ -23,7 +23,7 @@ from ladderlm.train.settings import AlignConfig
 
 DATA = Path(os.environ.get("LADDERLM_DATA", "../shared/data")) / "instruct"
 POLITE, HARMLESS = DATA / "llms-from-scratch-preference.json", DATA / "hh-rlhf-harmless-pairs.jsonl.gz"
-HELD_OUT, MOST = 300, 4000
+HELD_OUT, MOST = 300, 1000
 
 
 def read(path: Path) -> bytes:

@@ -27,7 +27,7 @@ from ladderlm.train.settings import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = Path(os.environ.get("LADDERLM_DATA", "../shared/data")) / "corpus" / "books-children.jsonl.gz"
-EVERY, PIECE = 8, 48_000  # every eighth book is kept apart, and so many characters of it are measured on
+EVERY, PIECE = 8, 192_000  # every eighth book is kept apart, and so many characters of it are measured on
 MOST = 3_000_000  # parameters
 SHAPE: dict[str, Any] = {
     "dim": 192, "heads": 6, "layers": 4, "vocab_size": 3000, "seq_len": 64, "batch_tokens": 4096, "warmup": 50,

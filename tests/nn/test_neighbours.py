@@ -61,5 +61,9 @@ def test_like_finds_like_and_the_first_token_looks_at_either_text() -> None:
         same_TT = (ids_T[:, None] == ids_T) & others_TT
         among_HTT = shares(1) * others_TT
         assert ((among_HTT * same_TT).sum(-1) / among_HTT.sum(-1))[:, 1:].mean() > 5 * same_TT[1:].float().mean()
+        each_HT = shares(1)[:, places_T, places_T][:, 1:]  # a twin in the other text is as like as the token itself
+        twins_HT = (shares(1) * same_TT * (types_T[:, None] != types_T)).sum(-1)[:, 1:]
+        found_T = (same_TT & (types_T[:, None] != types_T)).sum(-1)[1:]
+        assert (twins_HT / each_HT / found_T)[:, found_T > 0].median() > 0.5
         for head in range(3):  # the first token looks at one text or the other
             assert shares(2)[head, 0, types_T == head % 2].sum() > 0.75

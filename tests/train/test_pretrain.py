@@ -161,8 +161,9 @@ def test_one_dial_sets_the_rest() -> None:
     assert derived(PretrainConfig(data="x", depth=4, minutes=2.0)).steps == 0
     plain = derived(PretrainConfig(steps=1))
     assert (plain.lr, plain.muon_lr) == (0.01, 0.01)
-    masked = derived(PretrainConfig(steps=1, objective="mlm+nsp"))
+    masked, pairs = (derived(PretrainConfig(steps=1, objective=name)) for name in ("mlm", "mlm+nsp"))
     assert (masked.lr, masked.muon_lr) == (0.002, 0.01)
+    assert (pairs.lr, pairs.muon_lr) == (0.001, 0.003)
 
 
 def test_windows_grow_over_the_same_tokens() -> None:

@@ -12,15 +12,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ladderlm.errors import UsageError
 from ladderlm.nn.blocks import Attention, Layer, Turns
-
-if TYPE_CHECKING:
-    from ladderlm.nn.stack import Body
+from ladderlm.nn.stack import Body
 
 TOGETHER = 512  # positions that answers see in one call, their own and each other's, which are then hidden
 
@@ -75,8 +73,11 @@ def _call(group: Sequence[int], lengths: Sequence[int], after: Sequence[int], st
 def through(body: Body, ids_T: Tensor, lengths: Sequence[int], after: Sequence[int]) -> Tensor:
     """hidden_TD of documents laid end to end, of which the i-th goes on from document after[i], or begins at -1.
 
-    One that another goes on from begins itself, and those that go on from it follow it.
+    One that another goes on from begins itself, and those that go on from it follow it. Raises UsageError where virtual
+    tokens come first, ContextOverflow for one that is too long.
     """
+    if body.soft is not None and not body.soft.off:
+        raise UsageError("virtual tokens cannot come before shared prompts")
     starts = [0, *itertools.accumulate(lengths)]
     calls = [_call(group, lengths, after, starts) for group in _groups(lengths, after)]
     before = [lengths[a] if a >= 0 else 0 for a in after]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ladderlm.errors import UsageError
+from ladderlm.nn import branches
 from ladderlm.nn.blocks import Layer, Turns, scores
 from ladderlm.nn.linear import Linear
 from ladderlm.nn.stack import Body
@@ -63,7 +64,7 @@ class Decoder(nn.Module):
 
         Raises ContextOverflow for a document longer than the model's context.
         """
-        return self.model(ids_T, lengths, after=after)
+        return branches.through(self.model, ids_T, lengths, after) if after else self.model(ids_T, lengths)
 
     def extend(self, ids_T: Tensor, cache: KeyValues) -> Tensor:
         """hidden_TD of tokens that follow those in `cache`, which then holds them too. Virtual tokens come first."""

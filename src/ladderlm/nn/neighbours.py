@@ -19,12 +19,14 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ladderlm.models.arch import Architecture
 from ladderlm.nn.encoder import Encoder
 
 OFFSETS = (-1, 1, -2, 2, -3, 3, -4, 4)  # of the heads, in turns
 PEAK = 5.5  # by how much the score of the token looked at exceeds the mean
+LIKE_PEAK = 13.0  # the same of a token like it: high, for a hundred others add up
 SIDE_PEAK = 2.8  # the same of a text's tokens, for the first token
 NOISE = 0.1  # share of the random weights that stays
 DEVIATION = 0.02  # of embeddings; tokens, positions and types make a third each of what is normed
@@ -72,10 +74,12 @@ def look_across(encoder: Encoder, first: int, seed: int) -> Encoder:
         q_DD, k_DD, v_DD, o_DD = (getattr(layer.self_attn, f"{name}_proj").weight for name in "qkvo")
         if number == 0:
             across_DD = torch.linalg.qr(torch.randn(arch.dim, arch.dim, generator=rng))[0]
-            sides_DC = torch.linalg.qr(types_CD.t())[0]
-            across_DD -= across_DD @ sides_DC @ sides_DC.t()  # else a text's own tokens are the likest
+            # Else a text's own tokens are the likest, and of these the token itself, which stands where it stands.
+            placed_DR = torch.linalg.qr(torch.cat([types_CD, _directions(encoder)]).t())[0]
+            across_DD -= across_DD @ placed_DR @ placed_DR.t()
+            across_DD *= math.sqrt(arch.dim / (arch.dim - placed_DR.shape[1]))
             for weight_DD in (q_DD, k_DD):
-                weight_DD.mul_(NOISE).add_(across_DD, alpha=_gain(PEAK, arch.head_dim, arch))
+                weight_DD.mul_(NOISE).add_(across_DD, alpha=_gain(LIKE_PEAK, arch.head_dim, arch))
         else:
             gain = _gain(SIDE_PEAK, arch.dim, arch)
             for head in range(arch.heads // 2):
@@ -85,6 +89,12 @@ def look_across(encoder: Encoder, first: int, seed: int) -> Encoder:
                 k_DD[row] += gain * way_K1 * F.normalize(types_CD[head % len(types_CD)], dim=0)
         o_DD.copy_(v_DD.t() * (DEVIATION * math.sqrt(3)))  # what is seen is passed on as it is
     return encoder
+
+
+def _directions(encoder: Encoder) -> Tensor:
+    """rows_RD that span what positions add to tokens, or as much of it as leaves a third of all directions to these."""
+    positions_SD = encoder.model.embed_positions.weight
+    return torch.linalg.svd(positions_SD, full_matrices=False)[2][: 2 * encoder.arch.dim // 3]
 
 
 def _gain(peak: float, width: int, arch: Architecture) -> float:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ladderlm.errors import ContextOverflow, UsageError
-from ladderlm.nn import branches
+from ladderlm.errors import ContextOverflow
 from ladderlm.nn.blocks import Layer, Norm, Turns
 from ladderlm.nn.positions import Positions, RelativeBias, sinusoids
 
@@ -123,19 +122,10 @@ class Body(Stack):
         x_TD: Tensor = self.embed_tokens(ids_T)
         return x_TD if self.arch.embed_scale == 1.0 else x_TD * self.arch.embed_scale
 
-    def forward(
-        self, ids_T: Tensor, lengths: Sequence[int], types_T: Tensor | None = None, after: Sequence[int] = ()
-    ) -> Tensor:
-        """hidden_TD. `lengths` of the documents in `ids_T` sum to T; `after`: see nn/branches.py.
-
-        Raises UsageError for documents that go on from others where virtual tokens come first.
-        """
+    def forward(self, ids_T: Tensor, lengths: Sequence[int], types_T: Tensor | None = None) -> Tensor:
+        """hidden_TD. `lengths` of the documents in `ids_T` sum to T."""
         if self.soft is not None and not self.soft.off:
-            if after:
-                raise UsageError("virtual tokens cannot come before shared prompts")
             return self.soft(self, ids_T, lengths)
-        if after:
-            return branches.through(self, ids_T, lengths, after)
         longest, positions_T = self.fits(max(lengths)), starts_over(lengths).to(ids_T.device)
         x_TD = self.place(self.embed_tokens(ids_T), positions_T, types_T)
         for layer, turns in zip(self.layers, self.each(positions_T, longest), strict=True):

@@ -18,16 +18,16 @@ WIDTH = 64  # of a head, and per layer of the whole
 TOKENS_PER_PARAMETER = 20  # compute-optimal (Hoffmann et al. 2022)
 RATED = 192  # the width that the learning rates below were found at; they fall with its square root
 LR, MUON_LR, GO_ON_LR = 0.01, 0.01, 1e-4
-# At the rates of next tokens masked ones are learnt later, or never.
-MASKED_LR = 0.002
+# Of AdamW and Muon. At the rates of next tokens masked ones are learnt later, or never, and what tells a pair of texts
+# is drowned: it is faint, and of many tokens.
+MASKED = {"mlm": (0.002, MUON_LR), "mlm+nsp": (0.001, 0.003)}
 BATCH, BATCH_TOKENS = 2048, 20e6  # tokens in a step of a run of so many tokens; it grows with their square root
 
 
 def derived(config: PretrainConfig) -> PretrainConfig:
     """`config` with everything in numbers. `depth` sets sizes, batch and rates, and steps unless they are given."""
     found = _by_depth(config) if config.depth else config
-    rate = MASKED_LR if config.objective.startswith("mlm") else LR
-    lr, muon_lr = (GO_ON_LR, 0.0) if config.model else (rate, MUON_LR)
+    lr, muon_lr = (GO_ON_LR, 0.0) if config.model else MASKED.get(config.objective, (LR, MUON_LR))
     shrink = math.sqrt(RATED / found.dim) if config.depth and not config.model else 1.0
     return dataclasses.replace(
         found, lr=config.lr or lr * shrink, muon_lr=config.muon_lr if config.muon_lr >= 0 else muon_lr * shrink,

@@ -103,10 +103,10 @@ class PretrainConfig(Value):
     length_ramp: int = option(0, "steps over which windows grow, from an eighth of seq_len; next tokens only")
     minutes: float = option(0.0, "time budget; the number of steps is worked out from the first ones")
     steps: int = option(0, "optimiser steps, instead of a time budget")
-    lr: float = option(0.0, "learning rate of AdamW: embeddings and norms; 0: 0.01, for masked tokens 0.002, going on "
-                            "from a model 1e-4")  # fmt: skip
-    muon_lr: float = option(-1.0, "learning rate of Muon: matrices in the layers; 0: AdamW for all; -1: 0.01, going on "
-                                  "from a model 0")  # fmt: skip
+    lr: float = option(0.0, "learning rate of AdamW: embeddings and norms; 0: 0.01, for masked tokens 0.002, with "
+                            "pairs 0.001, going on from a model 1e-4")  # fmt: skip
+    muon_lr: float = option(-1.0, "learning rate of Muon: matrices in the layers; 0: AdamW for all; -1: 0.01, with "
+                                  "pairs of masked texts 0.003, going on from a model 0")  # fmt: skip
     weight_decay: float = option(0.0, "decoupled weight decay of matrices")
     schedule: str = option("wsd", "warmup, hold and linear cooldown, or cosine", choices=SCHEDULES)
     warmup: int = option(20, "steps of rising learning rate")
