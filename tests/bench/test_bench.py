@@ -43,7 +43,7 @@ def test_a_minute_of_pii(shared_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dpo", "grpo", "ppo", "climb", "shuffled", "tasks"])
+@pytest.mark.parametrize("name", ["dpo", "grpo", "ppo", "harm", "climb", "shuffled", "tasks"])
 def test_a_minute_of_tuning(name: str, shared_data: Path, tmp_path: Path, default_model: str, workspace: Path) -> None:
     test_a_minute_of(name, tmp_path, default_model, workspace)
 
