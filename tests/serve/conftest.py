@@ -37,7 +37,7 @@ def built_page() -> Path:
     return hook.page_of(ROOT)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no longer: while it is open this thread has a running event loop
 def browser(built_page: Path) -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
