@@ -380,3 +380,8 @@ def test_every_setting_is_one_of_the_command(tmp_path: Path) -> None:
     verb, *argv = training.command(body, "m", material, "out", 3)
     aligned = parse(verb, AlignConfig, argv)
     assert (aligned.objective, aligned.prompts, aligned.samples, aligned.lr) == ("grpo", 4, 4, 4e-4)
+
+
+def test_memory_is_worked_out_by_the_trainers_own_constants() -> None:
+    loss, memory = pytest.importorskip("ladderlm.nn.loss"), pytest.importorskip("ladderlm.train.memory")
+    assert (training.BLOCK, training.GAPS) == (loss.ROWS, memory.GROWTH)

@@ -57,7 +57,9 @@ def _groups(lengths: Sequence[int], after: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _call(group: Sequence[int], lengths: Sequence[int], after: Sequence[int], starts: Sequence[int]) -> _Call:
+def _call(
+    group: Sequence[int], lengths: Sequence[int], after: Sequence[int], starts: Sequence[int], device: torch.device
+) -> _Call:  # fmt: skip
     apart = after[group[0]] >= 0  # whether their prompt was read in another call
     prompt = after[group[0]] if apart else group[0]
     members = [prompt, *group] if apart else list(group)
@@ -66,7 +68,7 @@ def _call(group: Sequence[int], lengths: Sequence[int], after: Sequence[int], st
     place_S = torch.cat([torch.arange(lengths[i]) + (0 if i == prompt else lengths[prompt]) for i in members])
     queries = own.stop - own.start
     visible_TS = (owner_S[-queries:, None] == owner_S) | (owner_S == prompt)
-    back_TS = torch.where(visible_TS, place_S[-queries:, None] - place_S, -1)
+    back_TS = torch.where(visible_TS, place_S[-queries:, None] - place_S, -1).to(device)
     return _Call(own, (slice(starts[prompt], starts[prompt + 1]), own) if apart else (own,), back_TS)
 
 
@@ -79,7 +81,7 @@ def through(body: Body, ids_T: Tensor, lengths: Sequence[int], after: Sequence[i
     if body.soft is not None and not body.soft.off:
         raise UsageError("virtual tokens cannot come before shared prompts")
     starts = [0, *itertools.accumulate(lengths)]
-    calls = [_call(group, lengths, after, starts) for group in _groups(lengths, after)]
+    calls = [_call(group, lengths, after, starts, ids_T.device) for group in _groups(lengths, after)]
     before = [lengths[a] if a >= 0 else 0 for a in after]
     ends = [b + n for b, n in zip(before, lengths, strict=True)]
     positions_T = torch.cat([torch.arange(b, n) for b, n in zip(before, ends, strict=True)]).to(ids_T.device)

@@ -25,8 +25,8 @@ from ladderlm.types import Record
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".txt")
 SHOWN = 5  # bad rows in a message
 SAMPLED = 200  # rows whose tokens are counted
-BLOCK = 256  # positions whose logits exist at a time
-GAPS = 1.9  # bytes that a process grows by for one of activations
+# nn.loss.ROWS and train.memory.GROWTH, which cannot be had without loading torch into the server.
+BLOCK, GAPS = 256, 1.9
 # The usual rates of LoRA and of full training, which a learning_rate_multiplier multiplies; other methods beside them.
 RATES = {"supervised": (5e-4, 5e-5), "dpo": (1e-4, 1e-5), "reinforcement": (2e-4, 2e-6)}
 TIMES = {"ia3": 10.0, "prompt": 20.0, "prefix": 10.0, "head": 10.0}
