@@ -8,6 +8,7 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from ladderlm.errors import FormatError, LadderError, StorageError, UsageError
 from ladderlm.train import checkpoint, loop
 from ladderlm.train.loop import LoopConfig, Watch, calibrated_total, fit, spike_bound
 from ladderlm.train.optim import Optimiser
-from ladderlm.train.schedule import batches_before, batches_in, learning_rate_scale
+from ladderlm.train.schedule import batches_before, batches_in, falls, learning_rate_scale
 from ladderlm.types import Run
 
 
@@ -290,12 +291,34 @@ def test_the_schedule_rises_holds_and_falls() -> None:
         LoopConfig(steps=1, schedule="cosin")
 
 
-def test_minutes_fix_the_steps_once() -> None:
+def test_minutes_give_the_steps() -> None:
     config = LoopConfig(minutes=1)
     assert calibrated_total([9.0] + [1.0] * 4, 5, 13.0, config.minutes) is None
     assert calibrated_total([9.0] + [1.0] * 5, 6, 14.0, config.minutes) == 6 + 46
+    assert calibrated_total([9.0] + [1.0] * 5, 6, 61.0, config.minutes) == 6
+    assert not falls(99, None, LoopConfig(minutes=1, cooldown=0.4))
+    assert not falls(60, 100, LoopConfig(minutes=1, cooldown=0.4))
+    assert falls(61, 100, LoopConfig(minutes=1, cooldown=0.4))
     with pytest.raises(UsageError, match="steps or minutes"):
         LoopConfig(steps=1, minutes=1)
+
+
+def test_a_machine_that_slows_down_costs_steps_and_not_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def slower(number: int) -> Any:
+        nonlocal now
+        now += 0.5 if number < 20 else 1.0
+        return batches(number)
+
+    monkeypatch.setattr("ladderlm.train.loop.time.monotonic", lambda: now)
+    net, optimiser = start()
+    config = LoopConfig(minutes=1, cooldown=0.4, checkpoint_minutes=9)
+    fitted = fit(net, loss_fn, slower, optimiser, store.new_run("t", {}, path=tmp_path / "a"), config)
+    assert not fitted.stopped
+    assert 55 < fitted.seconds < 70  # told by the first steps alone it would be 110
+    scales = [row["lr"] for row in store.read_jsonl(tmp_path / "a" / "metrics.jsonl")]
+    assert scales[-1] < 0.1 * max(scales)
 
 
 def test_progress_and_evaluation(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from ladderlm.train.checkpoint import Checkpoints, Progress
 from ladderlm.train.distributed import ALONE, World
 from ladderlm.train.ema import Average
 from ladderlm.train.optim import Optimiser
-from ladderlm.train.schedule import batches_before, batches_in, learning_rate_scale
+from ladderlm.train.schedule import batches_before, batches_in, falls, learning_rate_scale
 from ladderlm.train.settings import LoopConfig
 from ladderlm.train.tensorboard import Board
 from ladderlm.types import Cancel, Run, Value
@@ -160,9 +160,9 @@ class _Loop(Generic[M, B]):
             self.look(progress, row)
             self.durations.append(time.monotonic() - began)
             progress.seconds += self.durations[-1]
-            if progress.total is None:
+            if not self.config.steps and not falls(progress.step, progress.total, self.config):
                 known = calibrated_total(self.durations, progress.step, progress.seconds, self.config.minutes)
-                progress.total = int(self.world.told(known or 0)) or None
+                progress.total = int(self.world.told(known or progress.total or 0)) or None
             if self.world.main:
                 self.report(progress, row, scale * self.optimiser.lr, board)
             if save or (self.config.checkpoint_steps and progress.step % self.config.checkpoint_steps == 0):
@@ -319,7 +319,7 @@ def calibrated_total(durations: list[float], step: int, seconds: float, minutes:
     if len(durations) <= CALIBRATION_STEPS or sum(durations) < 60 * minutes / 20:
         return None
     left = 60 * minutes - seconds
-    return step + max(1, int(left / statistics.median(durations[1:])))
+    return step + max(0, int(left / statistics.mean(durations[1:])))
 
 
 def _due(progress: Progress, every: int) -> bool:

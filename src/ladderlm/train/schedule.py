@@ -23,6 +23,13 @@ def learning_rate_scale(step: int, total: int | None, config: LoopConfig) -> flo
     return rise * min(1.0, (total - step) / falling) if falling else rise
 
 
+def falls(step: int, total: int | None, config: LoopConfig) -> bool:
+    """Whether the learning rate at `step` depends on where the end is: from then on `total` must not change."""
+    if total is None:
+        return False
+    return step >= total or config.schedule == "cosine" or step > total - config.cooldown * total
+
+
 def batches_in(position: int, config: LoopConfig, ranks: int = 1) -> int:
     """How many batches make the step at `position` of the data: `accumulate`, or fewer while the batch grows.
 
