@@ -121,12 +121,16 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     held = load("held out", held_records, files, longest, skip_bad=config.skip_bad, kto=single)
     decoder, optimiser = prepare(config, files, lora_lr=1e-4, full_lr=1e-5)
     events.emit("align", f"{len(pairs):,} pairs, {sum(p.tokens for p in pairs):,} tokens")
-    if name not in REFERENCE_FREE:
-        with products(precision(config), "cpu"):  # as the policy's are made
-            pairs = with_reference(decoder, pairs, config.batch_tokens, "reference", shared=shared)
-    before = with_reference(decoder, held, config.batch_tokens, "before", shared=shared)
     untuned = functools.partial(without_adapter, decoder)
-    page = None if single else Page(decoder, files, HeldPairs(held_records, files, longest), config.seed, untuned)
+    if name not in REFERENCE_FREE:
+        with untuned(), products(precision(config), "cpu"):  # as the policy's are made
+            pairs = with_reference(decoder, pairs, config.batch_tokens, "reference", shared=shared)
+    measured = HeldPairs(held, held_records, files, shared=shared)
+    page = None if single else Page(decoder, files, measured, config.seed, untuned)
+    if single:
+        with untuned():
+            measured.measure(decoder)
+    before = measured.pairs
     packing = Packing([p.tokens for p in pairs], config.batch_tokens, config.seed)
 
     def loss(model: Decoder, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
@@ -139,9 +143,10 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
         loop_config(config, packing.batches_in(config.epochs)), stage="align",
     )  # fmt: skip
     check_finished(run, fitted, "align")
-    after = with_reference(decoder, held, config.batch_tokens, "after", shared=shared)
-    scores, summary = compare(before, after, config, single=single)
     outcome = page.after(decoder, destination(config.out).name) if page else None
+    if single:
+        measured.measure(decoder)
+    scores, summary = compare(before, measured.pairs, config, single=single)
     scores |= outcome.scores() if outcome else {}
     path = save_tuned(config, files, decoder, describe_data(config.data, train), run.id, scores)
     title = f"Alignment of {files.name} by {name.upper()}"

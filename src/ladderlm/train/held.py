@@ -21,12 +21,12 @@ from ladderlm.models.folder import ModelFiles
 from ladderlm.nn.decoder import Decoder
 from ladderlm.train.examples import Example, example_nats, make_example
 from ladderlm.train.page import BUDGET, answer
+from ladderlm.train.pairs import Pair, with_reference
 from ladderlm.types import Record
 
 MOST_LABELS = 20
 MOST_SCORED = 1000  # answers in all, where every label is tried on every record
 SHOWN = 3
-SIDES = ("chosen", "rejected")
 
 
 class HeldAnswers:
@@ -97,31 +97,24 @@ class HeldAnswers:
 
 
 class HeldPairs:
-    """Held-out preference records: how often is the chosen answer the likelier one?"""
+    """Held-out preferences: how often is the chosen answer the likelier one? `pairs` are as they were last measured."""
 
-    def __init__(self, records: Sequence[Record], files: ModelFiles, max_length: int) -> None:
-        self._files = files
-        self._kept: list[Record] = []
-        self._examples: list[Example] = []  # chosen, rejected, chosen, ...
-        for record in records:
-            try:
-                pair = [make_example(with_answer(record, record[name]), files, max_length) for name in SIDES]
-            except LadderError:  # reported by who renders the records
-                continue
-            self._examples += pair
-            self._kept.append(record)
+    def __init__(self, pairs: Sequence[Pair], records: Sequence[Record], files: ModelFiles, *, shared: bool) -> None:
+        self.pairs, self._files, self._shared = list(pairs), files, shared
+        usable = {pair.id for pair in pairs}
+        self._kept = [record for record in records if record.id in usable]
 
     def measure(self, model: Decoder) -> list[Scored]:
-        nats = example_nats(model, self._examples, BUDGET, "held out")
-        each = [n / sum(e.mask[1:]) for n, e in zip(nats, self._examples, strict=True)]
-        names = tuple(record.id for record in self._kept)
-        likelier = tuple(float(c < r) for c, r in zip(nats[::2], nats[1::2], strict=True))
+        self.pairs = with_reference(model, self.pairs, BUDGET, "held out", shared=self._shared)
+        names = tuple(pair.id for pair in self.pairs)
+        sums = [pair.reference for pair in self.pairs]
+        means = [(c / pair.answers[0], r / pair.answers[1]) for pair, (c, r) in zip(self.pairs, sums, strict=True)]
         # The likelier of two answers is often the shorter one: the mean over tokens knows no length.
-        matched = tuple(float(c < r) for c, r in zip(each[::2], each[1::2], strict=True))
+        likelier, matched = (tuple(float(c > r) for c, r in each) for each in (sums, means))
         return [
             Scored("share of pairs whose chosen answer is the likelier", names, likelier),
             Scored("the same, by the mean over tokens", names, matched),
-            Scored("loss per token of the chosen answers", names, tuple(each[::2]), (), False),
+            Scored("loss per token of the chosen answers", names, tuple(-c for c, _ in means), (), False),
         ]
 
     def samples(self, model: Decoder) -> list[Sample]:

@@ -21,7 +21,7 @@ from ladderlm.types import Record
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two answers, the reference's log-probability of each, and whether the first is liked.
+    """Two answers, a model's log-probability of each (while training the reference's), and whether the first is liked.
 
     The first is preferred to the second, but for KTO: there one answer is liked or not, and the second, an answer to
     another prompt, only tells how far the model has moved on the whole.
@@ -31,6 +31,7 @@ class Pair:
     rejected: Example
     reference: tuple[float, float] = (0.0, 0.0)
     liked: bool = True
+    id: str = ""  # of the record
 
     @property
     def tokens(self) -> int:
@@ -74,7 +75,7 @@ def make_pair(record: Record, files: ModelFiles, longest: int) -> Pair:
     if record.kind != "preference":
         raise FormatError(f"a {record.kind} record", cure="preferences need prompt, chosen and rejected")
     other = dataclasses.replace(record, fields={**record.fields, "chosen": record["rejected"]})
-    return Pair(make_example(record, files, longest), make_example(other, files, longest))
+    return Pair(make_example(record, files, longest), make_example(other, files, longest), id=record.id)
 
 
 def make_liked(record: Record, files: ModelFiles, longest: int) -> list[tuple[Record, bool]]:
