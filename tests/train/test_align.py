@@ -12,12 +12,16 @@ import pytest
 import torch
 from stories import STORIES, write_jsonl
 
+from ladderlm.data.records import make_record
 from ladderlm.errors import FormatError
 from ladderlm.models import open_model
+from ladderlm.nn.decoder import load_decoder
 from ladderlm.store import open_run
 from ladderlm.train.align import AlignConfig, run
-from ladderlm.train.dpo import LOSSES, Terms, preference_loss
+from ladderlm.train.dpo import LOSSES, Terms, preference_loss, reference
+from ladderlm.train.pairs import load, thought_of
 from ladderlm.train.settings import PREFERENCES
+from ladderlm.train.tuning import prepare
 
 ROWS = [{"prompt": f"Tell of the {s.split()[1]}.", "chosen": s, "rejected": " ".join(s.split()[::-1])} for s in STORIES]
 
@@ -168,3 +172,21 @@ def test_liked_and_disliked_answers_need_no_pairs(tiny: Path, tmp_path: Path) ->
     result = run(config)
     assert result.scores["gained"]["mean"] > 0.9
     assert result.scores["helped"]["verdict"] == "helped"
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt"])
+def test_the_reference_is_the_model_as_it_came_whenever_it_is_asked(tiny: Path, method: str) -> None:
+    config = AlignConfig(model=str(tiny), method=method, virtual_tokens=3, precision="fp32")
+    files = open_model(str(tiny))
+    pairs = load("d", [make_record("preference", row, source="d") for row in ROWS], files, 64, skip_bad=False)
+    wanted = thought_of(load_decoder(files), pairs, shared=False)
+    decoder, optimiser = prepare(config, files, lora_lr=0.1, full_lr=0.1)
+    asked = reference(decoder, pairs, config, shared=method == "lora")
+    early = asked([2, 0])
+    for parameter in optimiser.parameters:
+        torch.nn.init.normal_(parameter)
+    late = asked(range(len(pairs)))
+    assert [late[2], late[0]] == early
+    for found, expected in zip(late, wanted, strict=True):
+        assert found.reference == pytest.approx(expected.reference, abs=1e-4)
+    assert thought_of(decoder, pairs[:1], shared=False)[0].reference != pytest.approx(late[0].reference, abs=0.01)

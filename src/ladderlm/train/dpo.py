@@ -6,7 +6,8 @@ kto    1 - sigmoid(+-beta (r - kl)): answers that are liked or not, no pairs    
 orpo   -log p(chosen) - beta log sigmoid(log-odds+ - log-odds-), per token, no reference    Hong et al. 2024
 simpo  -log sigmoid(beta (log p+ - log p-) - gamma), per token, no reference                 Meng et al. 2024
 
-p is the model that trains, q the one it started from. What q thinks never changes, so it is computed once, up front.
+p is the model that trains, q the one it started from. What q thinks never changes, so it is computed once: of an
+adapter's base when a pair is first learnt from, before the first step where q's own weights are to change.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from ladderlm.train.examples import Packing, per_document
 from ladderlm.train.held import HeldPairs
 from ladderlm.train.loop import fit
 from ladderlm.train.page import Page
-from ladderlm.train.pairs import Pair, PairBatch, load, pair_batch, with_reference
+from ladderlm.train.pairs import Pair, PairBatch, load, pair_batch, thought_of, with_reference
 from ladderlm.train.result import Result, check_finished, conclude, describe_data, destination
 from ladderlm.train.settings import SOFT, AlignConfig
-from ladderlm.train.tuning import prepare, room, save_tuned
+from ladderlm.train.tuning import WEIGHTS, prepare, room, save_tuned
 from ladderlm.types import Run
 
 REFERENCE_FREE = ("orpo", "simpo")
@@ -122,9 +123,7 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     decoder, optimiser = prepare(config, files, lora_lr=1e-4, full_lr=1e-5)
     events.emit("align", f"{len(pairs):,} pairs, {sum(p.tokens for p in pairs):,} tokens")
     untuned = functools.partial(without_adapter, decoder)
-    if name not in REFERENCE_FREE:
-        with untuned(), products(precision(config), "cpu"):  # as the policy's are made
-            pairs = with_reference(decoder, pairs, config.batch_tokens, "reference", shared=shared)
+    referenced = reference(decoder, pairs, config, shared=shared)
     measured = HeldPairs(held, held_records, files, shared=shared)
     page = None if single else Page(decoder, files, measured, config.seed, untuned)
     if single:
@@ -139,7 +138,7 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
         return preference_loss(name, terms, config.price, config.gamma)
 
     fitted = fit(
-        decoder, loss, lambda i: pair_batch([pairs[k] for k in packing(i)], shared=shared), optimiser, run,
+        decoder, loss, lambda i: pair_batch(referenced(packing(i)), shared=shared), optimiser, run,
         loop_config(config, packing.batches_in(config.epochs)), stage="align",
     )  # fmt: skip
     check_finished(run, fitted, "align")
@@ -151,6 +150,27 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     path = save_tuned(config, files, decoder, describe_data(config.data, train), run.id, scores)
     title = f"Alignment of {files.name} by {name.upper()}"
     return conclude(run, title, summary, path, fitted, scores, panels(run), outcome)
+
+
+def reference(
+    decoder: Decoder, pairs: Sequence[Pair], config: AlignConfig, *, shared: bool
+) -> Callable[[Sequence[int]], list[Pair]]:
+    """Gives pairs by their numbers with what the model that is aligned thought of them, in the policy's precision."""
+    known: dict[int, Pair] = {}
+    if config.objective in REFERENCE_FREE:
+        known = dict(enumerate(pairs))
+    elif config.method in WEIGHTS:
+        with products(precision(config), "cpu"):
+            known = dict(enumerate(with_reference(decoder, pairs, config.batch_tokens, "reference", shared=shared)))
+
+    def asked(numbers: Sequence[int]) -> list[Pair]:
+        for number in numbers:
+            if number not in known:  # each by itself: the same to the bit whenever it is asked for
+                with without_adapter(decoder), products(precision(config), "cpu"):
+                    (known[number],) = thought_of(decoder, [pairs[number]], shared=shared)
+        return [known[number] for number in numbers]
+
+    return asked
 
 
 def compare(

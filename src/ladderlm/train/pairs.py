@@ -124,16 +124,26 @@ def mismatched(answers: Sequence[tuple[Record, bool]], files: ModelFiles, longes
     return pairs
 
 
-@torch.no_grad()
 def with_reference(
     decoder: Decoder, pairs: Sequence[Pair], budget: int, stage: str, *, shared: bool = True
 ) -> list[Pair]:  # fmt: skip
     """The pairs with what `decoder` now thinks of each answer."""
-    decoder.eval()
     out = list(pairs)
     for group in events.track(grouped([p.tokens for p in pairs], budget), stage, unit="batches"):
-        batch = pair_batch([pairs[i] for i in group], shared=shared).batch
-        sums_P2 = -per_document(nats(decoder, batch), batch).view(-1, 2)
-        for i, (chosen, rejected) in zip(group, sums_P2.tolist(), strict=True):
-            out[i] = dataclasses.replace(out[i], reference=(chosen, rejected))
+        for i, pair in zip(group, thought_of(decoder, [pairs[i] for i in group], shared=shared), strict=True):
+            out[i] = pair
     return out
+
+
+@torch.no_grad()
+def thought_of(decoder: Decoder, pairs: Sequence[Pair], *, shared: bool) -> list[Pair]:
+    """`with_reference` of pairs that make one batch."""
+    training = decoder.training
+    decoder.eval()
+    batch = pair_batch(pairs, shared=shared).batch
+    sums_P2 = -per_document(nats(decoder, batch), batch).view(-1, 2)
+    decoder.train(training)
+    return [
+        dataclasses.replace(pair, reference=(chosen, rejected))
+        for pair, (chosen, rejected) in zip(pairs, sums_P2.tolist(), strict=True)
+    ]
