@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from ladderlm.types import Conversation, Image
 T = TypeVar("T")
 MOST = 64  # images of one request, those of the responses before it among them
 LARGEST = 32 * 2**20  # bytes of them all
+FETCHING = 16
 Wanted = Sequence[tuple[str, str]]  # URLs, and their places in the request
 
 
@@ -34,10 +36,11 @@ def wanted(build: Callable[[See], T]) -> tuple[T, Wanted]:
 
 @dataclass(frozen=True)
 class Images:
-    """`fetches`: whether images are fetched from the addresses that requests name."""
+    """`fetches`: whether images are fetched from the addresses that requests name, so many requests' at a time."""
 
     fetches: bool = False
     fetcher: Fetcher = field(default_factory=Fetcher)
+    fetching: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(FETCHING, "serve-fetch"))
 
     async def take(self, wanted: Wanted) -> See:
         """Takes the images in, for the request that is being answered. UsageError names the place at fault."""
@@ -45,7 +48,8 @@ class Images:
         places: dict[str, str] = {}
         for url, where in wanted:
             places.setdefault(url, where)
-        blobs = await asyncio.to_thread(self._take, places)
+        slow = self.fetching if any(map(_remote, places)) else None  # what is only decoded does not wait behind these
+        blobs = await asyncio.get_running_loop().run_in_executor(slow, self._take, places)
         _hold(blobs.values())
         _weigh([blobs[url] for url, _ in wanted], wanted[0][1])
         parts = {url: Image(blob.sha256, kind_of(blob.data) or "") for url, blob in blobs.items()}
@@ -54,9 +58,9 @@ class Images:
     def _take(self, places: Mapping[str, str]) -> dict[str, Blob]:
         """The bytes at each URL."""
         deadline = time.monotonic() + SECONDS
-        found = {}
+        found: dict[str, Blob] = {}
         for url, where in places.items():
-            if not url.lower().startswith(("http:", "https:")):
+            if not _remote(url):
                 data = decoded(url, where)
             elif self.fetches:
                 data = self.fetcher.image(url, where, deadline)
@@ -64,7 +68,12 @@ class Images:
                 cure = "send it as a data: URL (or have it served with --fetch-images)"
                 raise UsageError("this server fetches no images", where=where, cure=cure)
             found[url] = HELD.put(data)
+            _weigh(found.values(), where)
         return found
+
+
+def _remote(url: str) -> bool:
+    return url[:6].lower().startswith(("http:", "https:"))
 
 
 def again(talk: Conversation, *, sees: bool, where: str) -> Conversation:
