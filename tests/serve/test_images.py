@@ -20,6 +20,7 @@ from pictures import GIF, JPEG, data_url, png
 
 from ladderlm import store
 from ladderlm.serve import images as serving
+from ladderlm.serve.door import POLICY
 from ladderlm.serve.images import Images
 from ladderlm.serve.log import RequestLog
 from ladderlm.serve.models import Models
@@ -330,3 +331,9 @@ def test_what_is_not_fetched_is_not_fetched_for_another_server_either(front: Fro
     assert Images().fetches is False
     assert front.chat(part("http://127.0.0.1:1/x.png")).status_code == 400
     assert front.back.bodies == []
+
+
+def test_the_page_may_show_images_of_its_own_and_of_chats_and_no_others(front: Front) -> None:
+    policy = dict(p.strip().split(" ", 1) for p in POLICY.split(";"))
+    assert httpx.get(f"{front.url}/health").headers["content-security-policy"] == POLICY
+    assert (policy["default-src"], policy["img-src"], policy["script-src"]) == ("'none'", "'self' data:", "'self'")
