@@ -31,6 +31,7 @@ _HOME = {
     "open_embedder": "engine.embed",
     "open_model": "models",
     "pretrain": "train.pretrain:run",
+    "read_image": "talk.images",
 }
 
 __all__ = sorted(_HOME)

@@ -121,6 +121,7 @@ class Image(Value):
     kind: ClassVar[str] = "image"
     sha256: str
     media_type: str
+    detail: Literal["auto", "low", "high"] = "auto"  # how closely it is to be looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +190,9 @@ class Conversation(Value):
     tools: tuple[Tool, ...] = ()
 
     @classmethod
-    def of(cls, user: str, system: str | None = None) -> Conversation:
+    def of(cls, user: str, system: str | None = None, images: Iterable[Image] = ()) -> Conversation:
         turns = [Message.of("system", system)] if system else []
-        return cls((*turns, Message.of("user", user)))
+        return cls((*turns, Message("user", (Text(user), *images))))
 
     def add(self, role: Role, text: str) -> Conversation:
         return dataclasses.replace(self, messages=(*self.messages, Message.of(role, text)))

@@ -221,3 +221,39 @@ def test_prompts(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     assert prompts.main([]) == 2
     with pytest.raises(UsageError):
         prompts.main(["lst"])
+
+
+def test_ask_shows_images_to_a_remote(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from openai_server import Server, answer
+    from pictures import JPEG, data_url, png
+
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "b.jpg").write_bytes(JPEG)
+    files = ("--image", str(tmp_path / "a.png"), "--image", str(tmp_path / "b.jpg"))
+    with Server(answer("a ", "ladder")) as server:
+        remote = ("-m", f"{server.url}#m")
+        assert run(capsys, prompt.ask, *remote, "What?", *files, "-s", "Be brief.") == "a ladder\n"
+        assert json.loads(run(capsys, prompt.ask, *remote, "What?", *files, "--json"))["text"] == "a ladder"
+        (tmp_path / "x.jsonl").write_text('{"input": "one", "output": "1"}\n')
+        run(capsys, prompt.ask, *remote, "What?", *files, "--examples", str(tmp_path / "x.jsonl"))
+        for wrong, why in (((*files, "--raw"), "does not go with --raw"), (("--image", "none.png"), "no such image")):
+            with pytest.raises((UsageError, NotFound), match=why):
+                prompt.ask([*remote, "What?", *wrong])
+    urls = [data_url(png()), data_url(JPEG, "image/jpeg")]
+    shown = [{"type": "text", "text": "What?"}, *({"type": "image_url", "image_url": {"url": url}} for url in urls)]
+    assert server.bodies[0]["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": shown},
+    ]
+    assert [m["content"] for m in server.bodies[2]["messages"]] == [
+        "one",
+        "1",
+        shown,
+    ]  # in the question, not the example
+    assert len(server.bodies) == 3
+
+
+@pytest.mark.parametrize("model", ["echo", "no-such-model", "base+adapter"])
+def test_ask_says_at_once_that_a_local_model_reads_text_only(model: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="this model reads text only"):
+        prompt.ask(["-m", model, "What?", "--image", str(tmp_path / "unread.png")])

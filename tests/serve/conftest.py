@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +106,10 @@ def open_page(browser: Any, workspace: Path) -> Iterator[Opener]:
         dark: bool = False,
         touch: bool = False,
         worker: bool = False,
+        more: Mapping[str, Chat] | None = None,
         **settings: Any,
     ) -> Open:
-        chats: dict[str, Chat] = {"echo": EchoChat(), "scripted": Scripted(), "endless": Endless()}
+        chats: dict[str, Chat] = {"echo": EchoChat(), "scripted": Scripted(), "endless": Endless(), **(more or {})}
         server = served(Models(tuple(chats), opener=lambda ref: chats.get(ref) or EchoChat()), **settings)
         url = server.__enter__()
         ends.append(lambda: server.__exit__(None, None, None))
@@ -128,7 +129,7 @@ def open_page(browser: Any, workspace: Path) -> Iterator[Opener]:
     try:
         for each in opened:
             assert each.wrongs() == []
-            assert all(request.startswith((each.url, "blob:")) for request in each.requests)
+            assert all(request.startswith((each.url, "blob:", "data:image/")) for request in each.requests)
     finally:
         for end in reversed(ends):
             end()

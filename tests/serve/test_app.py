@@ -40,7 +40,7 @@ class Stage:
 @pytest.fixture(scope="module")
 def _stage() -> Iterator[Stage]:
     stage = Stage()
-    with served(stage.models, body_limit=20_000) as url:
+    with served(stage.models, body_limit=20_000, image_limit=20_000) as url:
         stage.url = url
         yield stage
 

@@ -198,7 +198,7 @@ def test_files_are_read_into_the_prompt(opened: Any) -> None:
     page.set_input_files(
         "#attach", {"name": "x.bin", "mimeType": "application/octet-stream", "buffer": b"\xff\xfe\x00"}
     )
-    expect(page.locator("#notice")).to_contain_text("not text")
+    expect(page.locator("#notice")).to_contain_text("neither text nor an image")
 
 
 def test_a_key_is_asked_for(open_page: Any) -> None:

@@ -32,7 +32,8 @@ def refused(kind: type[Wire], body: dict[str, Any], *read: str) -> str:
     try:
         asked = kind.model_validate(body)
         for name in read:
-            getattr(asked, name)
+            found = getattr(asked, name)
+            _ = found() if callable(found) else found
     except ValidationError as error:
         return complaint(error.errors(), body).where or ""
     except UsageError as error:
@@ -100,7 +101,7 @@ def test_null_means_absent() -> None:
 def test_messages_become_turns() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     turns = [{"role": "developer", "content": "be kind"}, {"role": "user", "content": parts}]
-    assert chat(messages=turns).conversation == Conversation(
+    assert chat(messages=turns).conversation() == Conversation(
         (Message.of("system", "be kind"), Message.of("user", "ab"))
     )
 
@@ -122,7 +123,9 @@ CALLED = {
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "system", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].image_url"),
         (
             {"messages": [*HELLO, {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]},
             "messages",

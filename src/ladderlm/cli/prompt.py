@@ -17,8 +17,9 @@ from ladderlm.cli import args, show
 from ladderlm.cli.talking import ModelFlags, SamplingFlags, note, say, started, think, visible
 from ladderlm.config import option
 from ladderlm.errors import UsageError
-from ladderlm.talk import Talker, batch, prompting
-from ladderlm.types import Cancel, Completion, Conversation, Delta, Sampling
+from ladderlm.talk import Talker, batch, prompting, sees
+from ladderlm.talk.images import read_image
+from ladderlm.types import Cancel, Completion, Conversation, Delta, Message, Sampling
 
 RAW_TOKENS = 256  # raw text has no end of its own
 
@@ -36,6 +37,7 @@ def chat(argv: list[str]) -> int:
 class Ask(SamplingFlags):
     prompt: tuple[str, ...] = option((), "the question; piped text is appended to it", positional=True)
     system: str = option("", "system message", short="-s")
+    image: tuple[Path, ...] = option((), "show the model a PNG, JPEG, WebP or GIF file (may be repeated); remotes only")
     raw: bool = option(False, f"continue the text as it is, without chat template (at most {RAW_TOKENS} tokens)")
     n: int | None = option(None, "number of answers")
     best_of: int | None = option(None, "write so many answers and keep the likeliest n")
@@ -65,7 +67,7 @@ def ask(argv: list[str]) -> int:
         return _batch(config)
     text = _prompt_and_pipe(config)
     question = _Question(config)
-    asked = question(text, config.variables)
+    asked = _shown(question(text, config.variables), config)
     with contextlib.closing(config.open()) as talker:
         if config.choices:
             return _choose(talker, asked, config)
@@ -80,6 +82,11 @@ def _check(config: Ask) -> None:
         raise UsageError("--batch and --out belong together")
     if config.batch and (config.prompt or config.choices):
         raise UsageError("--batch takes its questions from the file", cure="leave out the prompt and --choices")
+    if config.image and (config.raw or config.batch):
+        raise UsageError("--image does not go with --raw and --batch")
+    if config.image and not sees(config.model):
+        cure = "choose one that sees with -m URL#model, or leave --image out"
+        raise UsageError("this model reads text only", where=f"-m {config.model}", cure=cure)
     if config.choices and len(_choices(config)) < 2:
         raise UsageError("at least two choices are needed", where=f"--choices {config.choices}")
     if config.logprobs is not None and not config.json:
@@ -136,6 +143,15 @@ class _Question:
 
     def _before(self) -> str:
         return f"{self._system}\n\n" if self._system else ""
+
+
+def _shown(asked: str | Conversation, config: Ask) -> str | Conversation:
+    """What is asked, with the images of --image in its last turn."""
+    if isinstance(asked, str) or not config.image:
+        return asked
+    *before, last = asked.messages
+    images = map(read_image, config.image)
+    return dataclasses.replace(asked, messages=(*before, Message(last.role, (*last.parts, *images))))
 
 
 def _sampling(config: Ask, talker: Talker) -> Sampling:

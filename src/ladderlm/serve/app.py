@@ -30,6 +30,7 @@ from ladderlm.serve.batches import Batches
 from ladderlm.serve.bridge import Bridge
 from ladderlm.serve.door import POLICY, READING, Door
 from ladderlm.serve.files import sweep
+from ladderlm.serve.images import Images
 from ladderlm.serve.log import RequestLog, forget
 from ladderlm.serve.meter import Meter
 from ladderlm.serve.metrics import Metrics
@@ -93,7 +94,9 @@ def build_app(
     key: str | None = None,
     guarded: bool = False,
     body_limit: int = 4 * 2**20,
+    image_limit: int = 32 * 2**20,
     upload_limit: int = 512 * 2**20,
+    images: Images | None = None,
     timeout: float = 600.0,
     log: RequestLog | None = None,
     embed: tuple[str, ...] = (),
@@ -103,7 +106,8 @@ def build_app(
 
     `hosts` are the names it answers to (None: any), `key` is the local admin's beside those of the database; `guarded`:
     a key is needed though there is none yet. Limits are in bytes, `timeout` in seconds ends a generation. `embed`:
-    origins of the sites that may show the chat widget. `telemetry` sends traces and metrics to a collector.
+    origins of the sites that may show the chat widget. `images`: whether images are fetched, and how. `telemetry` sends
+    traces and metrics to a collector.
     """
     log, known = log or RequestLog(), Accounts(key, guarded=guarded)
     handlers: Any = {
@@ -116,14 +120,16 @@ def build_app(
     bridge, quotas = bridge or Bridge(), Quotas()
     watched = Metrics(catalogue, lambda: bridge.draining)
     bridge.meter = _meters(watched, capture=log.content or (telemetry is not None and telemetry.content))
-    app.state.server = Server(catalogue, bridge, timeout, watched, log, Batches(known))
+    app.state.server = Server(
+        catalogue, bridge, timeout, watched, log, Batches(known), images=images or Images()
+    )  # fmt: skip
     for router in ROUTERS:
         app.include_router(router)
     app.router.routes.append(_PageAt("/", _Page(embed)))
     page = {"/" + path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*") if path.is_file()}
     app.add_middleware(
         Door, hosts=hosts, accounts=known, quotas=quotas, public={"/", *PROBES, *page},
-        body_limit=body_limit, upload_limit=upload_limit,
+        body_limit=body_limit, image_limit=image_limit, upload_limit=upload_limit,
     )  # fmt: skip
 
     def ended(request: Trail) -> None:

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # The page is our own files only: no inline script or style, no other site, no markup made from strings
-# (the one policy of trusted types gives the address of the page's own worker).
+# (the one policy of trusted types gives the address of the page's own worker). Images are its own, or in the address
+# itself, as those in a chat are: none is loaded from elsewhere.
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; manifest-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types worker"
 )
 HEADERS = [
@@ -39,6 +40,7 @@ HEADERS = [
 
 READING = ("GET", "HEAD", "OPTIONS")
 UPLOADS = ("/v1/files",)
+SHOWING = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/chats")  # what is under these may hold images
 INSIDE = "ladderlm.inside"  # in a scope that this server made itself: whom it asks for
 # What a key must be allowed. Administration is checked again by the routes, which also know whose objects they are.
 NEEDS = (
@@ -56,7 +58,7 @@ class Door:
     `hosts`: the names this server answers to; a page elsewhere that rebinds its own name to this address is refused.
     None answers to any name. A page of another origin is always refused. But for `public` paths every path needs a key
     where `accounts` wants one; who calls is then in scope["state"]["who"]. A body of more than `body_limit` bytes is
-    refused, of more than `upload_limit` where files are uploaded.
+    refused, of more than `image_limit` where it may hold images, of more than `upload_limit` where files are uploaded.
     """
 
     def __init__(
@@ -68,9 +70,11 @@ class Door:
         quotas: Quotas | None = None,
         public: Iterable[str] = (),
         body_limit: int = 4 * 2**20,
+        image_limit: int = 32 * 2**20,
         upload_limit: int = 512 * 2**20,
     ) -> None:
         self._app, self._body_limit, self._upload_limit = app, body_limit, upload_limit
+        self._image_limit = max(body_limit, image_limit)
         self._hosts = None if hosts is None else frozenset(hosts)
         self._accounts, self._quotas = accounts or Accounts(), quotas or Quotas()
         self._public = frozenset(public)
@@ -107,7 +111,8 @@ class Door:
 
     def _counted(self, receive: Receive, scope: Scope) -> Receive:
         upload = scope["method"] == "POST" and scope["path"] in UPLOADS
-        limit, read = self._upload_limit if upload else self._body_limit, 0
+        shows = any(scope["path"] == path or scope["path"].startswith(path + "/") for path in SHOWING)
+        limit, read = self._upload_limit if upload else self._image_limit if shows else self._body_limit, 0
 
         async def counted() -> Message:
             nonlocal read

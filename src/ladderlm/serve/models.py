@@ -20,6 +20,7 @@ from ladderlm.models.reference import locate, split_adapter, split_apart
 from ladderlm.serve import trail
 from ladderlm.serve.memory import needed, words
 from ladderlm.serve.upstream import Upstream
+from ladderlm.talk import sees
 from ladderlm.types import Cancel, Chat, Conversation, Delta, KVType, Sampling
 
 if TYPE_CHECKING:
@@ -115,6 +116,10 @@ class Models:
     def reference(self, name: str) -> str:
         """What a model that is served as `name` is called everywhere else."""
         return self._refs.get(name, name)
+
+    def sees(self, name: str) -> bool:
+        """Whether images may be shown to it: to another server's models, which refuse them themselves if need be."""
+        return self._upstream(name) is not None or sees(self.reference(name))
 
     def _unknown(self) -> LadderError | None:
         """Why a model that is not there may be there all the same."""

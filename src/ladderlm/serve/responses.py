@@ -13,7 +13,20 @@ from ladderlm.errors import LadderError, NotFound, UsageError, outcome
 from ladderlm.serve.answers import chat_logprobs
 from ladderlm.serve.wire.base import Object
 from ladderlm.serve.wire.responses import JsonSchemaFormat, ResponseBody
-from ladderlm.types import Conversation, Delta, Message, Part, Reasoning, Text, Token, Tool, ToolCall, ToolResult, Usage
+from ladderlm.types import (
+    Conversation,
+    Delta,
+    Image,
+    Message,
+    Part,
+    Reasoning,
+    Text,
+    Token,
+    Tool,
+    ToolCall,
+    ToolResult,
+    Usage,
+)
 
 MAX_CHAIN = 1000  # responses before one
 _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
@@ -42,14 +55,14 @@ def conversation(items: Sequence[Object], instructions: str | None, tools: tuple
     """What the model reads. What the assistant says, thinks and calls in a row is one turn."""
     turns: list[tuple[str, list[Part]]] = [("system", [Text(instructions)])] if instructions else []
     for item in items:
-        role, part = _part(item)
+        role, parts = _parts(item)
         if turns and turns[-1][0] == role and role in ("assistant", "tool"):
-            said = turns[-1][1]
+            said, (part,) = turns[-1][1], parts
             if isinstance(part, Text) and any(isinstance(p, Text) for p in said):
                 part = Text("\n\n" + part.text)
             said.append(part)
         else:
-            turns.append((role, [part]))
+            turns.append((role, parts))
     messages = tuple(Message(role, tuple(parts)) for role, parts in turns)  # type: ignore[arg-type]
     if not any(m.role != "system" for m in messages):
         raise UsageError("there is nothing to answer", where="input")
@@ -58,15 +71,22 @@ def conversation(items: Sequence[Object], instructions: str | None, tools: tuple
     return Conversation(messages, tools)
 
 
-def _part(item: Object) -> tuple[str, Part]:
+def _parts(item: Object) -> tuple[str, list[Part]]:
+    """Who speaks, and what; one part, but where a user shows images."""
     kind = item["type"]
     if kind == "function_call":
-        return "assistant", ToolCall(item["call_id"], item["name"], item["arguments"])
+        return "assistant", [ToolCall(item["call_id"], item["name"], item["arguments"])]
     if kind == "function_call_output":
-        return "tool", ToolResult(item["call_id"], _text(item["output"]))
+        return "tool", [ToolResult(item["call_id"], _text(item["output"]))]
     if kind == "reasoning":
-        return "assistant", Reasoning(_text(item.get("content") or item["summary"]))
-    return "system" if item["role"] == "developer" else item["role"], Text(_text(item["content"]))
+        return "assistant", [Reasoning(_text(item.get("content") or item["summary"]))]
+    role, content = "system" if item["role"] == "developer" else item["role"], item["content"]
+    if isinstance(content, str) or not any(part["type"] == "input_image" for part in content):
+        return role, [Text(_text(content))]
+    return role, [
+        Image(p["sha256"], p["media_type"], p["detail"]) if p["type"] == "input_image" else Text(_text([p]))
+        for p in content
+    ]
 
 
 def _text(content: str | list[Object]) -> str:

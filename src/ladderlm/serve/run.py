@@ -22,6 +22,7 @@ from ladderlm.models.fetch import DEFAULT_MODEL
 from ladderlm.serve.accounts import list_keys
 from ladderlm.serve.bridge import Bridge
 from ladderlm.serve.door import is_loopback
+from ladderlm.serve.images import Images
 from ladderlm.serve.log import RequestLog
 from ladderlm.serve.models import Models
 from ladderlm.serve.upstream import Upstream
@@ -62,6 +63,9 @@ class ServeConfig:
     log_json: bool = option(False, "log every request, and what happens, as JSON lines on stderr")
     log_content: bool = option(False, "keep what is asked and answered in the request log, not only the figures")
     log_days: float = option(90.0, "days that the request log goes back; 0: for ever")
+    fetch_images: bool = option(
+        False, "fetch images that requests name by their address, from the public internet only"
+    )
     embed: tuple[str, ...] = option((), "origins of sites that may show the chat widget, such as https://example.org")
     json: bool = option(False, "print the address as JSON")
 
@@ -88,6 +92,7 @@ def run(config: ServeConfig) -> None:
         app = build_app(
             models, bridge=bridge, hosts=hosts, key=key, guarded=not local, timeout=config.timeout, embed=embed,
             log=RequestLog(content=config.log_content, days=config.log_days), telemetry=telemetry,
+            images=Images(config.fetch_images),
         )  # fmt: skip
         settings = uvicorn.Config(
             app, log_level="error", access_log=False, lifespan="on", server_header=False, timeout_graceful_shutdown=1,

@@ -18,9 +18,11 @@ from ladderlm.serve import answers, trail
 from ladderlm.serve.accounts import EVERYBODY, Accounts, Who
 from ladderlm.serve.batches import Batches as BatchRunner
 from ladderlm.serve.bridge import Bridge, Start
+from ladderlm.serve.images import Images, wanted
 from ladderlm.serve.log import RequestLog
 from ladderlm.serve.models import Models
 from ladderlm.serve.trainer import Trainer
+from ladderlm.serve.wire.base import See, blind
 from ladderlm.types import Chat, Completion, Delta
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class Server:
     log: RequestLog = field(default_factory=RequestLog)
     batches: BatchRunner = field(default_factory=lambda: BatchRunner(Accounts()))
     trainer: Trainer = field(default_factory=Trainer)
+    images: Images = field(default_factory=Images)
     background: dict[str, asyncio.Task[None]] = field(default_factory=dict)  # responses that nobody waits for, by id
 
     @property
@@ -58,6 +61,20 @@ class Server:
         """Seconds that the request which is being answered has: as many as it asks for, at most `longest`."""
         request = trail.current()
         return self.longest if request is None else min(self.longest, request.timeout)
+
+    async def read(self, name: str, build: Callable[[See], T]) -> T:
+        """What `build(see)` makes of a request to the model `name`, whose images are taken in and held until it ends.
+
+        UsageError, before anything runs, where that model reads text only.
+        """
+        built, images = wanted(build)
+        if not images:
+            return built
+        if not self.models.sees(name):
+            return build(blind)
+        with self.bridge.admitted():
+            async with self._in_time():
+                return build(await self.images.take(images))
 
     async def whole(self, request: Request, starts: Sequence[Start], rank: int = 0) -> dict[int, Completion]:
         """Every stream folded; all of them end when the client goes away."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ladderlm.errors import UsageError
 from ladderlm.serve.accounts import EVERYBODY, Who
 from ladderlm.serve.answers import error_body
+from ladderlm.talk.images import Blob
 from ladderlm.types import Usage
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from ladderlm.serve.meter import Meter
 
 _ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_SEEN = 2**20  # bytes of a body that the log and a tracer may look at
+_SEEN = 2**20  # bytes of a body that the log and a tracer may look at, when its images are out
+_READ = 32 * 2**20  # bytes of a body that are kept until then
 _UNSEEN = ("/v1/files", "/v1/keys")  # whose bodies nobody looks at
 TIMEOUT_HEADER = "x-request-timeout"
 
@@ -59,6 +61,7 @@ class Trail:
     began: float = field(default_factory=time.monotonic)
     meters: list[Meter] = field(default_factory=list)
     body: bytearray | None = None  # the request's, where the log or a tracer wants it
+    held: list[Blob] = field(default_factory=list)  # images, in memory as long as they are in this list
 
     @property
     def usage(self) -> Usage:
@@ -142,6 +145,9 @@ class Trails:
                 await _apologise(answer, error)
         finally:
             _current.reset(token)
+            trail.held.clear()
+            if trail.body is not None:
+                trail.body = _without_images(trail.body)[:_SEEN]
             trail.seconds = time.monotonic() - trail.began
             trail.route = getattr(scope.get("route"), "path", "none")
             self._ended(trail)
@@ -169,11 +175,34 @@ def _begin(scope: Scope) -> Trail:
 def _kept(receive: Receive, into: bytearray) -> Receive:
     async def kept() -> Message:
         message = await receive()
-        if len(into) < _SEEN:
-            into.extend(message.get("body", b"")[:_SEEN])
+        if len(into) < _READ:
+            into.extend(message.get("body", b"")[:_READ])
         return message
 
     return kept
+
+
+def _without_images(body: bytearray) -> bytearray:
+    """What was sent with the size of each image in the place of its bytes; of what is no JSON, what stands before."""
+    if (at := body.find(b"base64")) < 0:
+        return body
+    try:
+        return bytearray(json.dumps(_named(json.loads(body)), ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    except (ValueError, RecursionError):
+        return body[:at]
+
+
+def _named(value: Any) -> Any:
+    """`value` with data: URLs, and the data of objects whose type is base64, cut to what they are."""
+    if isinstance(value, dict):
+        raw = value.get("type") == "base64"
+        return {k: f"({len(v)} characters)" if raw and k == "data" and isinstance(v, str) else _named(v)
+                for k, v in value.items()}  # fmt: skip
+    if isinstance(value, list):
+        return [_named(v) for v in value]
+    if isinstance(value, str) and value[:5].lower() == "data:" and (head := value.partition(",")[0]) != value:
+        return f"{head[:100]}, ({len(value)} characters)"
+    return value
 
 
 def _log(trail: Trail) -> None:

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from ladderlm.engine.engine import Engine
     from ladderlm.models.folder import ModelFiles
 
-__all__ = ["Talker", "open_chat"]
+__all__ = ["Talker", "open_chat", "sees"]
+_REMOTE = ("http://", "https://")
 
 
 @runtime_checkable
@@ -63,6 +64,11 @@ class Talker(Protocol):
     def close(self) -> None: ...
 
 
+def sees(ref: str) -> bool:
+    """Whether the model that `ref` names may be shown images: a remote's may, what runs here reads text only."""
+    return ref.startswith(_REMOTE)
+
+
 def open_chat(
     ref: str,
     *,
@@ -86,7 +92,7 @@ def open_chat(
         from ladderlm.talk.echo import EchoChat
 
         return EchoChat()
-    if ref.startswith(("http://", "https://")):
+    if ref.startswith(_REMOTE):
         from ladderlm.talk.remote import RemoteChat
 
         url, _, model = ref.partition("#")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from ladderlm.errors import DeadlineExceeded, UsageError
+from ladderlm.talk.images import images_of
 from ladderlm.types import Cancel, Candidate, Conversation, Delta, FinishReason, Sampling, Token, Usage
 
 _WORD = re.compile(r"\s*\S+\s*?(?=\s|$)|\s+$")
@@ -34,6 +35,8 @@ class EchoChat:
         deadline: float | None = None,
         priority: int = 0,
     ) -> Iterator[Delta]:
+        if images_of(conversation):
+            raise UsageError("this model reads text only", where="echo", cure="leave out images")
         said = next((m.text for m in reversed(conversation.messages) if m.role == "user"), "")
         return self._speak(said, self.count(conversation), sampling, cancel, deadline)
 

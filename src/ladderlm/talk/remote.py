@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ladderlm.errors import Cancelled, FormatError, NetworkError, NotFound, UsageError
+from ladderlm.talk.images import data_url, images_of
 from ladderlm.talk.prices import Budget, price
 from ladderlm.talk.transport import ATTEMPTS, Transport
 from ladderlm.talk.wire import Reader, chat_body, completion_body
@@ -19,6 +20,7 @@ DEFAULT_KEY = "OPENAI_API_KEY"
 _TOP = 20  # the most alternatives that servers tell of one token
 _UNLIMITED = 2048  # tokens of raw text where no limit was named: that route's own default is 16
 _TURN = 16  # tokens around one message, at most
+_IMAGE = 50_000  # tokens that an image may be counted as: what it costs is told by the usage
 
 
 class RemoteChat:
@@ -69,10 +71,10 @@ class RemoteChat:
         A `priority` goes out as vLLM's field of that name, where the lowest number comes first.
         """
         size = sum(_TURN + len(m.text.encode()) for m in conversation.messages)
-        size += sum(len(str(t.to_dict()).encode()) for t in conversation.tools)
+        size += sum(len(str(t.to_dict()).encode()) for t in conversation.tools) + _IMAGE * len(images_of(conversation))
 
         def body(paid: Sampling) -> dict[str, Any]:
-            return chat_body(self.name, conversation, paid, self._limit, priority)
+            return chat_body(self.name, conversation, paid, self._limit, priority, data_url)
 
         return self._deltas("/chat/completions", body, size, sampling, cancel, deadline)
 

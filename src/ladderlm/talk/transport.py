@@ -73,13 +73,13 @@ class Transport:
 
     def get(self, path: str) -> Any:
         """The JSON at `path`."""
-        watch = _Watch(None, None)
+        watch = Watch(None, None)
         with self._errors(watch), contextlib.closing(self._send("GET", path, None, watch)) as response:
             return _parse(response.read())
 
     def upload(self, path: str, fields: Mapping[str, str], name: str, data: bytes) -> Any:
         """The JSON that answers a file sent as a form, with its other fields."""
-        watch = _Watch(None, None)
+        watch = Watch(None, None)
         form = (dict(fields), {"file": (name, data, "application/jsonl")})
         with self._errors(watch), contextlib.closing(self._send("POST", path, None, watch, form)) as response:
             return self._checked(_parse(response.read()))
@@ -96,7 +96,7 @@ class Transport:
         Raises Cancelled and DeadlineExceeded at once, not at the next byte; NetworkError when the stream breaks off.
         """
         with (
-            _Watch(cancel, deadline) as watch,
+            Watch(cancel, deadline) as watch,
             self._errors(watch),
             contextlib.closing(self._send("POST", path, body, watch)) as response,
         ):
@@ -107,7 +107,7 @@ class Transport:
                 watch.check()
                 yield self._checked(_parse(data))
 
-    def _events(self, response: httpx.Response, watch: _Watch) -> Iterator[Mapping[str, Any]]:
+    def _events(self, response: httpx.Response, watch: Watch) -> Iterator[Mapping[str, Any]]:
         for data in _data(response):
             watch.check()
             if data == b"[DONE]":
@@ -123,7 +123,7 @@ class Transport:
         return value
 
     def _send(
-        self, method: str, path: str, body: Mapping[str, Any] | None, watch: _Watch,
+        self, method: str, path: str, body: Mapping[str, Any] | None, watch: Watch,
         form: tuple[dict[str, str], dict[str, Any]] | None = None,
     ) -> httpx.Response:  # fmt: skip
         """An open response with status 200. Tries again while nothing of an answer has come."""
@@ -178,7 +178,7 @@ class Transport:
         return NetworkError(f"the server failed{said}", where=f"{where}, status {status}", cure="try again later")
 
     @contextlib.contextmanager
-    def _errors(self, watch: _Watch) -> Iterator[None]:
+    def _errors(self, watch: Watch) -> Iterator[None]:
         """Turns what a broken connection raises into our errors; a socket that we shut ourselves is none."""
         try:
             yield
@@ -206,7 +206,7 @@ class Transport:
         return text.replace(key, "***") if key else text
 
 
-class _Watch:
+class Watch:
     """Shuts the socket as soon as the caller cancels or the deadline passes: a blocked read wakes from that only."""
 
     def __init__(self, cancel: Cancel | None, deadline: float | None) -> None:

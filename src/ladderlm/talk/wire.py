@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ladderlm.errors import FormatError, UsageError
@@ -74,14 +74,22 @@ def sampling_body(sampling: Sampling, limit_name: str) -> dict[str, Any]:
 
 
 def chat_body(
-    model: str, conversation: Conversation, sampling: Sampling, limit_name: str, priority: int = 0
+    model: str,
+    conversation: Conversation,
+    sampling: Sampling,
+    limit_name: str,
+    priority: int = 0,
+    show: Callable[[Image], str] | None = None,
 ) -> dict[str, Any]:
-    """/v1/chat/completions, streamed. Raises UsageError for what that route cannot do."""
+    """/v1/chat/completions, streamed. Raises UsageError for what that route cannot do.
+
+    `show` gives the URL that an image is sent as, which holds its bytes.
+    """
     if sampling.best_of not in (None, sampling.n):
         raise UsageError("a remote chat knows no best_of", where="best_of", cure="leave it out")
     if sampling.prompt_logprobs is not None:
         raise UsageError("a remote chat gives no log-probabilities of the prompt", where="prompt_logprobs")
-    body: dict[str, Any] = {"model": model, "messages": [w for m in conversation.messages for w in _messages(m)]}
+    body: dict[str, Any] = {"model": model, "messages": [w for m in conversation.messages for w in _messages(m, show)]}
     body |= sampling_body(sampling, limit_name) | _priority(priority)
     if sampling.logprobs is not None:
         body["logprobs"] = True
@@ -121,9 +129,13 @@ def _priority(priority: int) -> dict[str, Any]:
     return {"priority": -priority} if priority else {}
 
 
-def _messages(message: Message) -> list[dict[str, Any]]:
-    if any(isinstance(p, (Image, Audio)) for p in message.parts):
-        raise UsageError("only text can be sent to a remote", where=f"{message.role} message", cure="leave out images")
+def _messages(message: Message, show: Callable[[Image], str] | None) -> list[dict[str, Any]]:
+    where = f"{message.role} message"
+    if any(isinstance(p, Audio) for p in message.parts):
+        raise UsageError("audio cannot be sent to a remote", where=where, cure="leave it out")
+    seen = any(isinstance(p, Image) for p in message.parts)
+    if seen and (show is None or message.role != "user"):
+        raise UsageError("only a user's message to a chat can show images", where=where, cure="leave them out")
     out: list[dict[str, Any]] = [
         {"role": "tool", "tool_call_id": p.id, "content": p.text} for p in message.parts if isinstance(p, ToolResult)
     ]
@@ -133,8 +145,21 @@ def _messages(message: Message) -> list[dict[str, Any]]:
         if isinstance(p, ToolCall)
     ]
     if not out or calls or any(isinstance(p, Text) for p in message.parts):
-        own: dict[str, Any] = {"role": message.role, "content": message.text}
+        content = _content(message, show) if seen and show else message.text
+        own: dict[str, Any] = {"role": message.role, "content": content}
         out.append(own | {"tool_calls": calls} if calls else own)
+    return out
+
+
+def _content(message: Message, show: Callable[[Image], str]) -> list[dict[str, Any]]:
+    """Texts and images in their order; an empty text, which servers refuse beside an image, is left out."""
+    out: list[dict[str, Any]] = []
+    for part in message.parts:
+        if isinstance(part, Text) and part.text:
+            out.append({"type": "text", "text": part.text})
+        elif isinstance(part, Image):
+            detail = {"detail": part.detail} if part.detail != "auto" else {}
+            out.append({"type": "image_url", "image_url": {"url": show(part), **detail}})
     return out
 
 

@@ -4,10 +4,11 @@ import * as api from "./api";
 import { app } from "./app.svelte";
 import { history } from "./history.svelte";
 import { newId } from "./id";
+import { shown } from "./images";
 import { kept } from "./kept";
 import { settings } from "./sampling.svelte";
 import { pieces } from "./tokens";
-import type { Attachment, ChatEntry, MessageEntry, Spoken, Timings, Token } from "./types";
+import type { Attachment, ChatEntry, MessageEntry, Part, Spoken, Timings, Token } from "./types";
 
 const PAGE = 100;
 
@@ -63,10 +64,17 @@ export class Turn {
     return this.siblings.indexOf(this.id);
   }
 
-  /** What the model reads: files first, each under its name. */
+  get images(): string[] {
+    return this.attachments.map(shown).filter((image) => image !== undefined);
+  }
+
+  /** What the model reads: files first, each under its name; then what it sees. */
   get spoken(): Spoken {
-    const files = this.attachments.map((a) => `File ${a.name}:\n\`\`\`\n${a.text}\n\`\`\`\n\n`).join("");
-    return { role: this.role, content: files + this.content };
+    const files = this.attachments.filter((a) => !a.image).map((a) => `File ${a.name}:\n\`\`\`\n${a.text}\n\`\`\`\n\n`).join("");
+    const text = files + this.content;
+    if (!this.images.length) return { role: this.role, content: text };
+    const said: Part[] = text ? [{ type: "text", text }] : [];
+    return { role: this.role, content: [...said, ...this.images.map((url): Part => ({ type: "image_url", image_url: { url } }))] };
   }
 }
 

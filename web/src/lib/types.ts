@@ -6,6 +6,8 @@ export interface Model {
   state?: string;
   owned_by?: string;
   kind?: string;
+  /** Whether it may be shown images; what runs on the server itself reads text only. */
+  images?: boolean;
   /** US dollars a token, as text, where a hosted model tells it. */
   pricing?: { prompt?: string; completion?: string };
 }
@@ -27,6 +29,8 @@ export interface Attachment {
   name: string;
   bytes: number;
   text: string;
+  /** An image as a data: URL; its text is empty then. */
+  image?: string;
 }
 
 export interface ChatEntry {
@@ -80,7 +84,9 @@ export interface Candidate {
   prob: number;
 }
 
+export type Part = { type: "text"; text: string } | { type: "image_url"; image_url: { url: string } };
+
 export interface Spoken {
   role: "system" | "user" | "assistant";
-  content: string;
+  content: string | Part[];
 }

@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1", tags=["chat"])
 async def chat_completions(body: ChatBody, request: Request, server: Here) -> Response:
     """The answer to a conversation, whole or as server-sent events."""
     name = server.models.resolve(body.model)
-    conversation, sampling = body.conversation, body.sampling
+    conversation, sampling = await server.read(name, body.conversation), body.sampling
     deadline = time.monotonic() + server.timeout
 
     def start(cancel: Cancel) -> Iterator[Delta]:

@@ -29,7 +29,7 @@ router = APIRouter(prefix="/v1/messages", tags=["messages"], responses=REFUSALS)
 async def create_message(body: MessagesBody, request: Request, server: Here) -> Response:
     """The answer to a conversation in content blocks, whole or as server-sent events."""
     name = server.models.resolve(body.model)
-    conversation, sampling = body.conversation, body.sampling
+    conversation, sampling = await server.read(name, body.conversation), body.sampling
     deadline = time.monotonic() + server.timeout
 
     def start(cancel: Cancel) -> Iterator[Delta]:
@@ -50,7 +50,7 @@ async def create_message(body: MessagesBody, request: Request, server: Here) -> 
 async def count_tokens(body: CountBody, server: Here) -> Response:
     """How many tokens the model would read."""
     name = server.models.resolve(body.model)
-    conversation = body.conversation
+    conversation = await server.read(name, body.conversation)
 
     def work() -> int:
         with server.models.use(name) as chat:

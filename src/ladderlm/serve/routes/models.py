@@ -26,4 +26,5 @@ async def model(name: str, server: Here) -> Response:
 
 
 def _entry(models: Models, name: str) -> Object:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "ladderlm", "state": models.state(name)}
+    told = {"state": models.state(name), "images": models.sees(name)}
+    return {"id": name, "object": "model", "created": 0, "owned_by": "ladderlm", **told}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Annotated, Literal
 
@@ -13,13 +13,14 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from ladderlm.errors import Cancelled, ContextOverflow, UsageError
-from ladderlm.serve import responses
+from ladderlm.serve import images, responses
 from ladderlm.serve.bridge import Start
 from ladderlm.serve.responses import Answering
 from ladderlm.serve.routes.chat import own_drawing
 from ladderlm.serve.server import Batches, Caller, Events, Here, Object, Server, ability
 from ladderlm.serve.wire.chat import STREAMED
 from ladderlm.serve.wire.responses import Deleted, InputBody, InputTokens, ItemList, ResponseAnswer, ResponseBody
+from ladderlm.talk.images import Blob
 from ladderlm.types import Cancel, Conversation, Delta, Sampling
 
 router = APIRouter(prefix="/v1/responses", tags=["responses"])
@@ -30,8 +31,8 @@ async def create_response(body: ResponseBody, request: Request, server: Here, wh
     """An answer to items, and to what a stored response holds; whole, streamed, or made in the background."""
     owner, sampling = who.user, body.sampling
     name = server.models.resolve(body.model)
-    items = responses.named(body.items)
-    talk = await _talk(server, body, owner, items)
+    items = responses.named(await server.read(name, body.items))
+    talk = await _talk(server, name, body, owner, items)
     start = _start(server, name, talk, sampling, body)
     answering = Answering(body, name)
 
@@ -44,7 +45,8 @@ async def create_response(body: ResponseBody, request: Request, server: Here, wh
         return await server.stream(request, _events(answering, batches, keep))
     if body.background:
         await keep()
-        server.background[answering.whole["id"]] = asyncio.create_task(_in_background(server, answering, batches, keep))
+        made = _in_background(server, answering, batches, keep, images.held())
+        server.background[answering.whole["id"]] = asyncio.create_task(made)
         return JSONResponse(answering.whole)
     found = await server.deltas(request, [start])
     answering.begin()
@@ -59,7 +61,8 @@ async def create_response(body: ResponseBody, request: Request, server: Here, wh
 async def input_tokens(body: InputBody, server: Here, who: Caller) -> Response:
     """How many tokens the model would read."""
     name = server.models.resolve(body.model)
-    talk = await _talk(server, body, who.user, responses.named(body.items))
+    items = responses.named(await server.read(name, body.items))
+    talk = await _talk(server, name, body, who.user, items)
 
     def work() -> int:
         with server.models.use(name) as chat:
@@ -124,11 +127,13 @@ async def input_items(
 # --- How it is made -----------------------------------------------------------------------------------------------
 
 
-async def _talk(server: Server, body: InputBody, owner: str, items: list[Object]) -> Conversation:
+async def _talk(server: Server, name: str, body: InputBody, owner: str, items: list[Object]) -> Conversation:
     """What the model reads: the chain's items, then the new ones."""
-    if body.previous_response_id is not None:
-        items = [*await server.call(partial(responses.before, owner, body.previous_response_id)), *items]
-    return responses.conversation(items, body.instructions, body.offer[0])
+    if body.previous_response_id is None:
+        return responses.conversation(items, body.instructions, body.offer[0])
+    items = [*await server.call(partial(responses.before, owner, body.previous_response_id)), *items]
+    talk = responses.conversation(items, body.instructions, body.offer[0])
+    return images.again(talk, sees=server.models.sees(name), where="previous_response_id")
 
 
 def _start(server: Server, name: str, talk: Conversation, sampling: Sampling, body: ResponseBody) -> Start:
@@ -178,8 +183,9 @@ async def _events(answering: Answering, batches: Batches, keep: Callable[[], Awa
 
 
 async def _in_background(
-    server: Server, answering: Answering, batches: Batches, keep: Callable[[], Awaitable[None]]
+    server: Server, answering: Answering, batches: Batches, keep: Callable[[], Awaitable[None]], held: Sequence[Blob]
 ) -> None:
+    """Makes the answer; `held` are its images, which the request that asked for it lets go."""
     try:
         with server.bridge.admitted():
             async with contextlib.aclosing(batches):

@@ -6,14 +6,22 @@ that are not ours are ignored. What a model here accepts, its schema in /openapi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ladderlm.errors import UsageError
+from ladderlm.types import Image
 
 Object = dict[str, Any]
+Detail = Literal["auto", "low", "high"]
+See = Callable[[str, str], Image]  # (an image's URL, its place in the request) -> the part that stands for it
+
+
+def blind(url: str, where: str) -> Image:
+    """What those do who read text only. Raises UsageError."""
+    raise UsageError("this model reads text only", where=where, cure="leave out images, or choose one that sees")
 
 
 class Wire(BaseModel):

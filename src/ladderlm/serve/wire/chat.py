@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ladderlm.errors import UsageError
-from ladderlm.serve.wire.base import AsWhole, Object, Whole, Wire
+from ladderlm.serve.wire.base import AsWhole, Detail, Object, See, Whole, Wire, blind
 from ladderlm.serve.wire.sampling import SamplingFields
 from ladderlm.serve.wire.tools import MAX_TOOLS, Call, FunctionTool, Offer, ToolChoice, offer
 from ladderlm.types import Conversation, Message, Part, Reasoning, Sampling, Text, ToolCall, ToolResult
@@ -26,7 +26,20 @@ class TextPart(Wire):
     text: str
 
 
+class ImageAddress(Wire):
+    """A data: URL in base64; an http(s) one where the server fetches images."""
+
+    url: str
+    detail: Detail | None = None
+
+
+class ImagePart(Wire):
+    type: Literal["image_url"]
+    image_url: ImageAddress
+
+
 Content = str | list[TextPart]
+Shown = str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
 
 
 class SystemMessage(Wire):
@@ -36,7 +49,7 @@ class SystemMessage(Wire):
 
 class UserMessage(Wire):
     role: Literal["user"]
-    content: Content
+    content: Shown
 
 
 class AssistantMessage(Wire):
@@ -79,12 +92,11 @@ class ChatBody(SamplingFields):
             parallel_tool_calls=self.parallel_tool_calls is not False,
         )
 
-    @property
-    def conversation(self) -> Conversation:
+    def conversation(self, see: See = blind) -> Conversation:
         """The turns. A last turn of the assistant is the beginning of its answer."""
         if self.functions:
             raise UsageError("functions are not known here", where="functions", cure="use tools")
-        turns = tuple(_turn(message, f"messages[{i}]") for i, message in enumerate(self.messages))
+        turns = tuple(_turn(message, f"messages[{i}]", see) for i, message in enumerate(self.messages))
         return Conversation(checked(joined(turns)), self._offer[0])
 
     @property
@@ -112,7 +124,7 @@ def joined(turns: tuple[Message, ...]) -> tuple[Message, ...]:
     return tuple(out)
 
 
-def _turn(message: SystemMessage | UserMessage | AssistantMessage | ToolMessage, where: str) -> Message:
+def _turn(message: SystemMessage | UserMessage | AssistantMessage | ToolMessage, where: str, see: See) -> Message:
     if isinstance(message, ToolMessage):
         return Message("tool", (ToolResult(message.tool_call_id, text_of(message.content)),))
     if isinstance(message, AssistantMessage):
@@ -123,7 +135,23 @@ def _turn(message: SystemMessage | UserMessage | AssistantMessage | ToolMessage,
             parts.append(Text(text_of(message.content)))
         parts += [ToolCall(c.id, c.function.name, c.function.arguments) for c in message.tool_calls or ()]
         return Message("assistant", tuple(parts))
-    return Message.of("system" if message.role == "developer" else message.role, text_of(message.content))
+    if isinstance(message, UserMessage):
+        return Message("user", _shown(message.content, where, see))
+    return Message.of("system", text_of(message.content))
+
+
+def _shown(content: Shown, where: str, see: See) -> tuple[Part, ...]:
+    """What a user says and shows, in its order; what is only said is one text."""
+    if isinstance(content, str) or not any(isinstance(part, ImagePart) for part in content):
+        return (Text(content if isinstance(content, str) else "".join(p.text for p in content if p.type == "text")),)
+    parts: list[Part] = []
+    for number, part in enumerate(content):
+        if isinstance(part, TextPart):
+            parts.append(Text(part.text))
+        else:
+            image = see(part.image_url.url, f"{where}.content[{number}].image_url.url")
+            parts.append(dataclasses.replace(image, detail=part.image_url.detail or "auto"))
+    return tuple(parts)
 
 
 def text_of(content: Content) -> str:

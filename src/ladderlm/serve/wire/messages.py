@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ladderlm.errors import UsageError
-from ladderlm.serve.wire.base import AsWhole, Object, Wire
+from ladderlm.serve.wire.base import AsWhole, Object, See, Wire, blind
 from ladderlm.serve.wire.chat import Count, joined
 from ladderlm.serve.wire.sampling import DRAWING, MAX_STOPS, Share, Text
 from ladderlm.serve.wire.tools import MAX_TOOLS, Offer, chosen, narrowed
@@ -25,6 +25,22 @@ StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 class TextBlock(Wire):
     type: Literal["text"]
     text: str
+
+
+class Base64Source(Wire):
+    type: Literal["base64"]
+    media_type: str
+    data: str
+
+
+class UrlSource(Wire):
+    type: Literal["url"]
+    url: str
+
+
+class ImageBlock(Wire):
+    type: Literal["image"]
+    source: Annotated[Base64Source | UrlSource, Field(discriminator="type")]
 
 
 class ThinkingBlock(Wire):
@@ -52,7 +68,7 @@ class ToolResultBlock(Wire):
     is_error: bool | None = None
 
 
-UserBlock = Annotated[TextBlock | ToolResultBlock, Field(discriminator="type")]
+UserBlock = Annotated[TextBlock | ImageBlock | ToolResultBlock, Field(discriminator="type")]
 AssistantBlock = Annotated[TextBlock | ThinkingBlock | RedactedBlock | ToolUseBlock, Field(discriminator="type")]
 
 
@@ -115,11 +131,10 @@ class CountBody(Wire):
         kind = self.tool_choice.type if self.tool_choice else "auto"
         return chosen(tools, "required" if kind == "any" else kind)
 
-    @property
-    def conversation(self) -> Conversation:
+    def conversation(self, see: See = blind) -> Conversation:
         """The turns. A last turn of the assistant is the beginning of its answer."""
         turns = [Message.of("system", _text(self.system))] if self.system else []
-        turns += [message for turn in self.messages for message in _turn(turn)]
+        turns += [message for i, turn in enumerate(self.messages) for message in _turn(turn, f"messages[{i}]", see)]
         messages = joined(tuple(turns))
         if messages[-1].role == "assistant" and not all(isinstance(p, Said) for p in messages[-1].parts):
             raise UsageError("the last message thinks or uses tools", where="messages", cure="add the tool_result")
@@ -153,16 +168,18 @@ class MessagesBody(CountBody):
         )
 
 
-def _turn(turn: UserTurn | AssistantTurn) -> list[Message]:
+def _turn(turn: UserTurn | AssistantTurn, where: str, see: See) -> list[Message]:
     """A user's turn with tool results becomes two: the results, then what the user says."""
     if isinstance(turn.content, str):
         return [Message.of(turn.role, turn.content)]
     results: list[Part] = []
     said: list[Part] = []
-    for block in turn.content:
+    for number, block in enumerate(turn.content):
         match block:
             case TextBlock():
                 said.append(Said(block.text))
+            case ImageBlock():
+                said.append(_image(block.source, f"{where}.content[{number}].source", see))
             case ThinkingBlock():
                 said.append(Reasoning(block.thinking))
             case ToolUseBlock():
@@ -171,6 +188,12 @@ def _turn(turn: UserTurn | AssistantTurn) -> list[Message]:
                 results.append(ToolResult(block.tool_use_id, _text(block.content or "")))
     found = [Message("tool", tuple(results))] if results else []
     return [*found, Message(turn.role, tuple(said))] if said or not results else found
+
+
+def _image(source: Base64Source | UrlSource, where: str, see: See) -> Part:
+    if isinstance(source, UrlSource):
+        return see(source.url, f"{where}.url")
+    return see(f"data:{source.media_type};base64,{source.data}", f"{where}.data")
 
 
 def _text(content: str | list[TextBlock]) -> str:

@@ -16,6 +16,7 @@ class ModelAnswer(Wire):
     created: Count
     owned_by: str
     state: State
+    images: bool  # whether it may be shown some
 
 
 class ModelList(Wire):

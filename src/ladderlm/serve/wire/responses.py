@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from ladderlm.errors import UsageError
-from ladderlm.serve.wire.base import AsWhole, Object, Whole, Wire
+from ladderlm.serve.wire.base import AsWhole, Detail, Object, See, Whole, Wire, blind
 from ladderlm.serve.wire.chat import MAX_TOP_LOGPROBS, AlternativeLogprob, Count
 from ladderlm.serve.wire.sampling import DRAWING, Share
 from ladderlm.serve.wire.tools import MAX_TOOLS, Function, Named, Offer, chosen, narrowed
@@ -39,7 +39,15 @@ class Refusal(Wire):
     refusal: str
 
 
-InputPart = Annotated[InputText | Refusal, Field(discriminator="type")]
+class InputImage(Wire):
+    """A data: URL in base64; an http(s) one where the server fetches images."""
+
+    type: Literal["input_image"]
+    image_url: str
+    detail: Detail | None = None
+
+
+InputPart = Annotated[InputText | InputImage | Refusal, Field(discriminator="type")]
 
 
 class MessageItem(Wire):
@@ -155,12 +163,18 @@ class InputBody(Wire):
     reasoning: ReasoningOptions | None = None
     truncation: Literal["auto", "disabled"] | None = None
 
-    @property
-    def items(self) -> list[Object]:
-        """The input as plain items."""
+    def items(self, see: See = blind) -> list[Object]:
+        """The input as plain items; of an image, what is known of it and not what it shows."""
         if isinstance(self.input, str):
             return [{"type": "message", "role": "user", "content": self.input}]
-        return [item.model_dump(exclude_none=True) for item in self.input or ()]
+        items = [item.model_dump(exclude_none=True) for item in self.input or ()]
+        for number, item in enumerate(items):
+            if item["type"] == "message" and isinstance(item["content"], list):
+                item["content"] = [
+                    _seen(part, item["role"], f"input[{number}].content[{place}]", see)
+                    for place, part in enumerate(item["content"])
+                ]
+        return items
 
     @property
     def offer(self) -> Offer:
@@ -171,6 +185,17 @@ class InputBody(Wire):
             names = [tool.name for tool in self.tool_choice.tools]
             return narrowed(tools, names, required=self.tool_choice.mode == "required")
         return chosen(tools, self.tool_choice or "auto")
+
+
+def _seen(part: Object, role: str, where: str, see: See) -> Object:
+    """An image as the part that is kept; other parts as they are."""
+    if part["type"] != "input_image":
+        return part
+    if role != "user":
+        raise UsageError("only a user shows images", where=where)
+    image = see(part["image_url"], f"{where}.image_url")
+    known = {"sha256": image.sha256, "media_type": image.media_type}
+    return {"type": "input_image", "detail": part.get("detail", "auto"), "image_url": None, **known}
 
 
 class ResponseBody(InputBody):

@@ -31,7 +31,7 @@ class TokenizeChat(Wire):
 
     @property
     def conversation(self) -> Conversation:
-        return ChatBody(messages=self.messages, tools=self.tools).conversation
+        return ChatBody(messages=self.messages, tools=self.tools).conversation()
 
 
 class TokenizeAnswer(Wire):
