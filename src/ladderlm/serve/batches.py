@@ -371,12 +371,12 @@ class Batches:
             await asyncio.gather(*running, return_exceptions=True)
 
     async def _ask(self, batch: Batch, who: Who, line: Line) -> None:
-        """One request, as often as it takes while the server is too busy for it."""
+        """One request, as often as it takes while the server is too busy for it, or about to end: another goes on."""
         assert self._app is not None
         while True:
             request = {**line.body, "priority": LAST}
             status, headers, body = await asked(self._app, who, batch.state["endpoint"], request)
-            if status != 429:
+            if status not in (429, 503):
                 break
             await asyncio.sleep(min(60.0, float(headers.get("retry-after", 1))))
         await asyncio.to_thread(_keep, batch.id, line, status, headers.get("x-request-id", ""), body)
