@@ -174,6 +174,8 @@ def _line(number: int, raw: bytes, endpoint: str, seen: set[str]) -> Line:
         raise UsageError("body must be an object", where="body")
     if body.get("stream"):
         raise UsageError("a batch's answers are not streamed", where="body.stream")
+    if body.get("background"):
+        raise UsageError("a batch is in the background already", where="body.background", cure="leave it out")
     return Line(number, name, body)
 
 

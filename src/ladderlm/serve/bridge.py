@@ -83,7 +83,7 @@ class Bridge:
         while self._requests and time.monotonic() < until:
             time.sleep(0.02)
 
-    async def call(self, function: Callable[[], T]) -> T:
+    async def call(self, function: Callable[[], T], priority: int = 0) -> T:
         """The result of a blocking function, run by a worker."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -105,7 +105,7 @@ class Bridge:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(settle, result, error)
 
-        self._submit(job)
+        self._submit(job, priority)
         return await future
 
     async def stream(self, start: Start, priority: int = 0) -> AsyncGenerator[list[Delta], None]:

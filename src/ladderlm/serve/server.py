@@ -91,11 +91,11 @@ class Server:
             raise
         return _EventStream(first, events, lambda: admitted.__exit__(None, None, None), last)
 
-    async def call(self, work: Callable[[], T]) -> T:
+    async def call(self, work: Callable[[], T], rank: int = 0) -> T:
         """The result of blocking `work`, counted as one request."""
         with self.bridge.admitted():
             async with self._in_time():
-                return await self.bridge.call(work)
+                return await self.bridge.call(work, rank)
 
     @contextlib.asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:

@@ -41,7 +41,7 @@ async def create_response(body: ResponseBody, request: Request, server: Here, wh
         if body.kept:
             await server.bridge.call(partial(responses.keep, owner, answering.whole, items))
 
-    batches = server.bridge.merge([start])
+    batches = server.bridge.merge([start], body.rank)
     if body.stream:
         return await server.stream(request, _events(answering, batches, keep))
     if body.background:
@@ -51,7 +51,7 @@ async def create_response(body: ResponseBody, request: Request, server: Here, wh
             work = _in_background(server, answering, batches, keep, held.pop_all())
             server.background[answering.whole["id"]] = asyncio.create_task(work)
         return JSONResponse(answering.whole)
-    found = await server.deltas(request, [start])
+    found = await server.deltas(request, [start], body.rank)
     answering.begin()
     for delta in found.get(0, ()):
         answering.add(delta)
@@ -145,7 +145,7 @@ def _start(server: Server, name: str, talk: Conversation, sampling: Sampling, bo
             shorter = responses.shortened(talk) if body.truncation == "auto" else iter(())
             read: Conversation | None = talk
             while read is not None:
-                stream = chat.stream(read, drawn, cancel=cancel, deadline=deadline)
+                stream = chat.stream(read, drawn, cancel=cancel, deadline=deadline, priority=body.rank)
                 try:
                     first = next(stream, None)
                 except ContextOverflow:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from ladderlm.errors import UsageError
-from ladderlm.serve.wire.base import AsWhole, Object, Whole, Wire
+from ladderlm.serve.wire.base import AsWhole, Object, Ranked, Whole, Wire
 from ladderlm.serve.wire.chat import MAX_TOP_LOGPROBS, AlternativeLogprob, Count
 from ladderlm.serve.wire.sampling import DRAWING, Share
 from ladderlm.serve.wire.tools import MAX_TOOLS, Function, Named, Offer, chosen, narrowed
@@ -173,7 +173,7 @@ class InputBody(Wire):
         return chosen(tools, self.tool_choice or "auto")
 
 
-class ResponseBody(InputBody):
+class ResponseBody(InputBody, Ranked):
     store: bool | None = None
     stream: bool | None = None
     background: bool | None = None
