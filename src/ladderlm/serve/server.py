@@ -109,16 +109,22 @@ class Server:
             raise DeadlineExceeded("the deadline passed", where="in the queue", cure="ask for more time") from None
 
 
-def _server(request: Request) -> Server:
-    return request.app.state.server
+# What handlers ask for by parameter is found by async functions: others would be run in a thread, and behind many
+# streams each way to a thread and back is long.
 
 
-def _who(request: Request) -> Who:
-    return getattr(request.state, "who", EVERYBODY)
+async def _server(request: Request) -> Server:
+    server: Server = request.app.state.server
+    return server
 
 
-def _admin(request: Request) -> Who:
-    who = _who(request)
+async def _who(request: Request) -> Who:
+    who: Who = getattr(request.state, "who", EVERYBODY)
+    return who
+
+
+async def _admin(request: Request) -> Who:
+    who = await _who(request)
     if not who.admin:
         raise NotFound("not found", where=request.url.path)
     return who
