@@ -104,7 +104,6 @@ class Reader:
         self._call: ToolCall | None = None  # being told
         self._scan = Scan()
         self._given = 0  # arguments between tags that are told, of the call
-        self._sought = 0  # of what is held, how far the end of a value is not
         self._trim = inside  # blanks at the beginning of a part are not told
         self.calls = 0
         self.done = False  # nothing more may be said
@@ -252,7 +251,8 @@ class Reader:
         return True
 
     def _tags(self) -> bool:
-        """A call between tags that a grammar has made sure of: each argument goes out when it is whole."""
+        """A call between tags that a grammar has made sure of: text goes out as it comes, other values when they are
+        whole."""
         if self._call is None:
             head = tagged.HEAD.match(self._held)
             if head is None or not head[0].endswith("\n"):
@@ -268,16 +268,28 @@ class Reader:
         key = tagged.KEY.match(self._held)
         if key is None:
             return False
-        end = self._held.find(tagged.VALUE_END, max(key.end(), self._sought))
-        self._sought = 0 if end >= 0 else len(self._held) - len(tagged.VALUE_END)
+        schema, end = self._schemas.get(self._call.name, {}), self._held.find(tagged.VALUE_END, key.end())
         if end < 0:
-            return False
-        value = tagged.converted(self._held[key.end() : end], key[1], self._schemas.get(self._call.name, {}))
-        said = f"{json.dumps(key[1], ensure_ascii=False)}: {json.dumps(value, ensure_ascii=False)}"
-        self._piece(("{" if not self._given else ", ") + said)
+            text = self._held[key.end() : _before_end(self._held)]
+            if "null".startswith(text.lower()) or tagged.kind_of(key[1], schema) != "text":
+                return False
+            said, self._held = json.dumps(text, ensure_ascii=False)[:-1], self._held[key.end() + len(text) :]
+            self._state = self._tag_text
+        else:
+            value = tagged.converted(self._held[key.end() : end], key[1], schema)
+            said, self._held = json.dumps(value, ensure_ascii=False), self._held[end + len(tagged.VALUE_END) :]
+        self._piece(f"{', ' if self._given else '{'}{json.dumps(key[1], ensure_ascii=False)}: {said}")
         self._given += 1
-        self._held = self._held[end + len(tagged.VALUE_END) :]
         return True
+
+    def _tag_text(self) -> bool:
+        """Within an argument that is text."""
+        end = self._held.find(tagged.VALUE_END)
+        text = self._held[: _before_end(self._held) if end < 0 else end]
+        self._piece(json.dumps(text, ensure_ascii=False)[1:-1] + ('"' if end >= 0 else ""))
+        self._held = self._held[len(text) + (len(tagged.VALUE_END) if end >= 0 else 0) :]
+        self._state = self._tag_text if end < 0 else self._tags
+        return end >= 0
 
     def _tags_waiting(self) -> bool:
         """A call between tags that may yet prove to be none."""
@@ -397,6 +409,11 @@ def _partial(text: str, mark: str, blanks: str) -> int:
         if text.endswith(mark[:size]):
             return len(text[:-size].rstrip(blanks))
     return len(text.rstrip(blanks))
+
+
+def _before_end(text: str) -> int:
+    """How much of `text` is not the beginning of a value's end."""
+    return max(0, len(text) - len(tagged.VALUE_END) + 1)
 
 
 def _fresh_id() -> str:

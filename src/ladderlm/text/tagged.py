@@ -41,7 +41,10 @@ def parse(text: str, schemas: Mapping[str, Schema]) -> tuple[str, str] | None:
     if head is None or head[1].strip() not in schemas:
         return None
     name = head[1].strip()
-    found = {key: converted(value, key, schemas[name]) for key, value in _FREE.findall(text, head.end())}
+    found = {
+        key: converted(value.removeprefix("\n").removesuffix("\n"), key, schemas[name])
+        for key, value in _FREE.findall(text, head.end())
+    }
     return name, json.dumps(found, ensure_ascii=False)
 
 
@@ -51,11 +54,9 @@ def converted(text: str, key: str, parameters: Schema) -> Any:
 
     But text that may be null is text, where Qwen's reader looks whether it reads as something else.
     """
-    text = text.removeprefix("\n").removesuffix("\n")
     if text.lower() == "null":
         return None
-    schema = properties(parameters).get(key)
-    is_a: Kind = "text" if schema is None else kind(schema, parameters)
+    is_a = kind_of(key, parameters)
     try:
         if is_a == "integer":
             return int(text)
@@ -67,6 +68,11 @@ def converted(text: str, key: str, parameters: Schema) -> Any:
     if is_a == "boolean":
         return text.lower() == "true"
     return text if is_a == "text" else _literal(text)
+
+
+def kind_of(key: str, parameters: Schema) -> Kind:
+    """What a tool's argument is; one that its schema does not name is text."""
+    return kind(properties(parameters).get(key), parameters)
 
 
 def _literal(text: str) -> Any:
