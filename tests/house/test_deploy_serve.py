@@ -102,20 +102,25 @@ def test_every_expression_of_the_dashboard_can_be_read(tmp_path: Path) -> None:
 # --- Kubernetes ---------------------------------------------------------------------------------------------------
 
 
-def manifests() -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all((SERVE / "serve.yaml").read_text()))
+SETS = {"serve.yaml": "Deployment", "serve-stateful.yaml": "StatefulSet"}
+
+
+def manifests(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((SERVE / name).read_text()))
 
 
 @pytest.mark.parametrize("version", ["1.30", "1.33"])
-def test_manifests_are_as_the_schemas_say(version: str) -> None:
+@pytest.mark.parametrize("name", SETS)
+def test_manifests_are_as_the_schemas_say(name: str, version: str) -> None:
     validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate").validate
-    for manifest in manifests():
+    for manifest in manifests(name):
         validate(manifest, version, strict=True)
 
 
-def test_manifests_hold_together() -> None:
-    found = {m["kind"]: m for m in manifests()}
-    pod = found["Deployment"]["spec"]["template"]
+@pytest.mark.parametrize("name", SETS)
+def test_manifests_hold_together(name: str) -> None:
+    (made,) = (m for m in manifests(name) if m["kind"] == SETS[name])
+    pod = made["spec"]["template"]
     (container,) = pod["spec"]["containers"]
     config = command(container["args"])
     assert config.host == "0.0.0.0"
@@ -126,19 +131,45 @@ def test_manifests_hold_together() -> None:
     assert pod["spec"]["terminationGracePeriodSeconds"] >= config.drain + wait + 5
     assert container["readinessProbe"]["httpGet"]["path"] == container["startupProbe"]["httpGet"]["path"] == "/ready"
     assert container["livenessProbe"]["httpGet"]["path"] == "/health"  # draining must not look dead
-    assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["spec"]["volumes"]}
+    volumes = [v["name"] for v in pod["spec"]["volumes"]]
+    volumes += [claim["metadata"]["name"] for claim in made["spec"].get("volumeClaimTemplates", ())]
+    assert sorted(m["name"] for m in container["volumeMounts"]) == sorted(volumes)
     assert container["securityContext"]["readOnlyRootFilesystem"]
     labels = pod["metadata"]["labels"].items()
-    for selector in (
-        found["Service"]["spec"]["selector"],
-        found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
-        found["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
-    ):
-        assert selector.items() <= labels
+    assert made["spec"]["selector"]["matchLabels"].items() <= labels
+    kinds = [m["kind"] for m in manifests(name)]
+    assert {"Service", "PodDisruptionBudget", "NetworkPolicy"} <= set(kinds)
+    for manifest in manifests(name):
+        spec = manifest["spec"]
+        selector = spec.get("podSelector") or spec.get("selector", {})
+        assert selector.get("matchLabels", selector).items() <= labels
+
+
+def test_the_deployment_grows_by_a_series_that_is_told() -> None:
+    found = {m["kind"]: m for m in manifests("serve.yaml")}
     scaler = found["HorizontalPodAutoscaler"]["spec"]
     values = yaml.safe_load((SERVE / "prometheus-adapter-values.yaml").read_text())
     assert scaler["metrics"][0]["pods"]["metric"]["name"] == values["rules"]["custom"][0]["name"]["as"]
     assert scaler["scaleTargetRef"]["name"] == found["Deployment"]["metadata"]["name"]
+
+
+def test_the_stateful_set_keeps_a_workspace_for_each_replica() -> None:
+    found = manifests("serve-stateful.yaml")
+    (made,) = (m["spec"] for m in found if m["kind"] == "StatefulSet")
+    services = {m["metadata"]["name"]: m["spec"] for m in found if m["kind"] == "Service"}
+    assert services[made["serviceName"]]["clusterIP"] == "None"
+    (front,) = (spec for name, spec in services.items() if name != made["serviceName"])
+    assert front["sessionAffinity"] == "ClientIP"
+    (claim,) = made["volumeClaimTemplates"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteOncePod"]  # one server has a workspace
+    (container,) = made["template"]["spec"]["containers"]
+    (mount,) = (m for m in container["volumeMounts"] if m["name"] == claim["metadata"]["name"])
+    home = re.search(r"LADDERLM_HOME=(\S+)", DOCKERFILE)
+    assert home is not None
+    assert mount["mountPath"] == home[1]
+    assert not mount.get("readOnly")
+    assert set(made["persistentVolumeClaimRetentionPolicy"].values()) == {"Retain"}
+    assert "HorizontalPodAutoscaler" not in {m["kind"] for m in found}  # it would put workspaces out of reach
 
 
 # --- Image, compose, systemd --------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import anyio.to_thread
 import httpx
 import pytest
 from live import WORDS, Endless, Scripted, served
@@ -270,3 +272,31 @@ def test_the_default_model_scores_as_its_engine_does(default_model: str) -> None
         assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded")
     chat.close()
     assert json.dumps(told)
+
+
+def test_a_thread_is_used_for_what_blocks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind many streams each way to a thread and back is long."""
+    used: list[str] = []
+    run = anyio.to_thread.run_sync
+
+    async def counted(function: Any, *args: Any, **settings: Any) -> Any:
+        used.append(getattr(getattr(function, "func", function), "__qualname__", "?"))
+        return await run(function, *args, **settings)
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", counted)
+    with served(Models(("echo",), opener=lambda ref: EchoChat())) as url:
+
+        def threads(method: str, path: str, **fields: Any) -> list[str]:
+            used.clear()
+            assert httpx.request(method, url + path, timeout=20, **fields).status_code == 200
+            return list(used)
+
+        assert threads("POST", "/v1/chat/completions", json={"messages": [{"role": "user", "content": "a"}]}) == []
+        assert threads("GET", "/v1/models") == []
+        assert threads("GET", "/v1/presets") == ["_run_sync_endpoint"]
+        assert threads("GET", "/v1/usage")[0] == "_run_sync_endpoint"
+        for size in (1000, 3_000_000):
+            sent = {"data": {"purpose": "user_data"}, "files": {"file": ("a", b"x" * size)}}
+            found = threads("POST", "/v1/files", **sent)
+            assert found[0] == "_run_sync_endpoint"  # none while it comes in
+            assert len(found) <= 2

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ladderlm.errors import Overloaded, UsageError
+from ladderlm.errors import Overloaded, Unavailable, UsageError
 from ladderlm.serve.bridge import BUFFER, Bridge
 from ladderlm.types import Cancel, Delta
 
@@ -86,8 +86,9 @@ def test_close_ends_all_streams() -> None:
         bridge = Bridge()
         asyncio.get_running_loop().call_later(0.1, bridge.close)
         async with contextlib.aclosing(bridge.merge([endless, endless])) as batches:
-            async for _ in batches:
-                pass
+            with pytest.raises(Unavailable, match="ended"):  # for these had not come to their end
+                async for _ in batches:
+                    pass
 
     before = threading.active_count()
     asyncio.run(asyncio.wait_for(work(), 3))

@@ -156,9 +156,13 @@ def test_words_of_the_search_are_only_words(client: TestClient) -> None:
 def test_votes_become_records(client: TestClient) -> None:
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
     answers = [{"model": "a", "content": "x"}, {"model": "b", "content": "y"}, {"model": "c", "content": "x"}]
-    for extra in ({"choice": 0}, {"correction": "z"}, {}):
+    for extra in ({"choice": 0, "blind": True}, {"correction": "z"}, {"tie": True, "blind": True}, {}):
         assert client.post("/v1/votes", json={"messages": turns, "answers": answers, **extra}).status_code == 200
     assert client.post("/v1/votes", json={"messages": turns, "answers": answers, "choice": 3}).status_code == 400
+    both = {"messages": turns, "answers": answers, "choice": 0, "tie": True}
+    assert client.post("/v1/votes", json=both).status_code == 400
+    kept = client.get("/v1/votes").json()["data"]
+    assert [(v.get("tie"), v.get("blind")) for v in kept] == [(None, True), (None, None), (True, True), (None, None)]
     pairs = [json.loads(line) for line in client.get("/v1/votes/records").text.splitlines()]
     assert [(p["fields"]["chosen"], p["fields"]["rejected"]) for p in pairs] == [
         ("x", "y"),
@@ -167,6 +171,7 @@ def test_votes_become_records(client: TestClient) -> None:
         ("z", "x"),
     ]
     assert pairs[0]["kind"] == "preference"
+    assert [p["meta"]["blind"] for p in pairs] == [True, False, False, False]
     assert pairs[0]["fields"]["messages"] == turns
     sft = client.get("/v1/votes/records", params={"kind": "sft"}).text.splitlines()
     assert [json.loads(line)["fields"]["messages"][-1]["content"] for line in sft] == ["x", "z"]

@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from live import Endless, Scripted, served
 
 from ladderlm.serve import accounts, files
+from ladderlm.serve.batches import ENDPOINTS, LAST
+from ladderlm.serve.bridge import Bridge
 from ladderlm.serve.models import Models
 from ladderlm.talk.echo import EchoChat
-from ladderlm.types import Delta
+from ladderlm.types import Conversation, Delta
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
@@ -205,6 +208,7 @@ WRONG = {
     "a path trick": (lines(said("a"), url="/v1/chat/completions/../../keys"), "url must be", 1),
     "another method": (lines(said("a")).replace(b"POST", b"GET"), "method must be", 1),
     "streamed": (lines(said("a", stream=True)), "not streamed", 1),
+    "in the background": (lines(said("a", background=True)), "in the background already", 1),
     "nothing": (b"\n", "holds no request", None),
 }
 
@@ -251,6 +255,62 @@ def test_who_waits_goes_before_a_batch(client: openai.OpenAI) -> None:
     assert found
     client.batches.cancel(made.id)
     assert done(client, made.id).status == "cancelled"
+
+
+class Queued(Scripted):
+    """Holds its first stream until `go`; remembers what it was asked, and how urgent that was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.go = threading.Event(), threading.Event()
+        self.order: list[tuple[str, int]] = []
+
+    def stream(self, conversation: Any, sampling: Any, *, priority: int = 0, **rest: Any) -> Iterator[Delta]:
+        self.order.append((conversation.messages[-1].text, priority))
+        self.inside.set()
+        self.go.wait(30)
+        return super().stream(conversation, sampling)
+
+    def complete(self, prompt: Any, sampling: Any, *, priority: int = 0, **rest: Any) -> Iterator[Delta]:
+        return self.stream(Conversation.of(prompt), sampling, priority=priority)
+
+    def embed(self, documents: Any, dimensions: Any = None) -> Any:
+        self.order.append((documents[0], -LAST))  # vectors have no queue but the server's
+        return np.ones((1, 2), np.float32), 1
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_people_go_before_batches_of_every_kind(endpoint: str) -> None:
+    chat, bridge = Queued(), Bridge(workers=1)
+    field = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}.get(endpoint, "input")
+    asked = [{"role": "user", "content": "batch"}] if field == "messages" else "batch"
+    with served(Models(("m",), opener=lambda ref: chat), bridge=bridge) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20)
+
+        def ask(text: str) -> threading.Thread:
+            body: dict[str, Any] = said(text, model="m")
+            asking = threading.Thread(target=lambda: client.chat.completions.create(**body))
+            asking.start()
+            return asking
+
+        def wait(jobs: int) -> None:
+            until = time.monotonic() + 20
+            while bridge._jobs.qsize() < jobs:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+
+        asking = [ask("first")]
+        assert chat.inside.wait(20)
+        made = begun(client, lines(*[{"model": "m", field: asked}] * 3, url=endpoint), endpoint)
+        wait(3)
+        asking.append(ask("person"))
+        wait(4)
+        chat.go.set()
+        for each in asking:
+            each.join(20)
+        batch = done(client, made.id)
+    assert batch.request_counts.completed == 3  # type: ignore[union-attr]
+    assert chat.order == [("first", 0), ("person", 0), *[("batch", -LAST)] * 3]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_page_access import check
 
 from ladderlm import store
 from ladderlm.data.records import read_records
@@ -74,6 +75,76 @@ def test_compare_and_vote(opened: Any, tmp_path: Path) -> None:
     ]
     assert found["preference"][0].meta["models"] == ["scripted", "echo"]
     assert [r["messages"][-1]["content"] for r in found["sft"]] == ["Héllo world", "better than both"]
+
+
+def test_a_blind_vote_shows_names_only_after(open_page: Any, tmp_path: Path) -> None:
+    opened = open_page(390, 844)
+    opened.allow("502")
+    page = opened.page
+    opened.go("compare")
+    columns = page.locator("#compare-columns")
+
+    def told() -> list[str]:
+        html = page.locator(".page").inner_html()
+        return [name for name in ("scripted", "echo", "endless", "tokens") if name in html]
+
+    def ask(prompt: str, draw: float) -> None:
+        page.evaluate(f"Math.random = () => {draw}")  # 0: the later column comes first
+        page.fill("#compare-prompt", prompt)
+        page.press("#compare-prompt", "Enter")
+
+    page.get_by_label("Model of column 2").select_option("scripted")
+    page.locator("#compare-blind").focus()
+    page.keyboard.press("Space")
+    expect(page.locator("#compare-blind")).to_have_attribute("aria-checked", "true")
+    ask("first", 0)
+    expect(columns.locator(".prose")).to_have_text(["Héllo world", "first"])
+    expect(columns.locator("h2")).to_have_text(["Answer 1", "Answer 2"])
+    expect(page.get_by_label("More models")).to_be_disabled()
+    assert told() == []
+    check(page)
+    assert page.evaluate("document.querySelector('.page').scrollWidth") <= 390
+    opened.shot("phone-compare-blind")
+    page.get_by_role("button", name="This one is best").first.focus()
+    page.keyboard.press("Enter")
+    assert told() == []
+    page.locator("#vote").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("1 vote kept")).to_be_visible()
+    expect(columns.locator("select").first).to_have_value("scripted")
+    expect(columns.locator(".stats").first).to_contain_text("4 tokens")
+    expect(columns).to_be_focused()
+    check(page)
+    ask("second", 0.99)
+    expect(columns.locator(".prose")).to_have_text(["Héllo world", "second"])
+    ask("third", 0)  # shuffled for every prompt
+    expect(columns.locator(".prose")).to_have_text(["third", "Héllo world"])
+    page.get_by_role("button", name="A tie").click()
+    page.click("#vote")
+    expect(page.get_by_text("2 votes kept")).to_be_visible()
+
+    def broken(route: Any) -> None:
+        wrong = {"error": {"message": "scripted broke"}}
+        route.fulfill(status=502, json=wrong) if '"scripted"' in route.request.post_data else route.continue_()
+
+    page.route("**/v1/chat/completions", broken)
+    ask("fourth", 0.99)
+    expect(columns.locator(".wrong")).to_have_text("This model could not answer.")
+    expect(columns.locator(".prose")).to_have_text("fourth")
+    assert told() == []
+    page.click("#compare-blind")  # who looks at the names does not vote blind
+    expect(columns.locator(".wrong")).to_have_text("scripted broke")
+    page.get_by_role("button", name="This one is best").click()
+    page.click("#vote")
+    expect(page.get_by_text("3 votes kept")).to_be_visible()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Preference pairs").click()
+    saved.value.save_as(tmp_path / "pairs.jsonl")
+    pairs = read_records(tmp_path / "pairs.jsonl")
+    assert [(r["chosen"], r.meta["models"], r.meta["blind"]) for r in pairs] == [
+        ("Héllo world", ["scripted", "echo"], True),
+        ("fourth", ["echo", "scripted"], False),
+    ]
 
 
 def test_compare_with_four_models_stops(opened: Any) -> None:

@@ -224,6 +224,7 @@ def test_a_restart_ends_what_ran_in_the_background(stage: Stage) -> None:
     with served(Models(("echo",), opener=stage.chats.__getitem__)) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0)
         assert client.responses.retrieve(running.id).status == "failed"
+    assert stage.client.responses.retrieve(running.id).status == "in_progress"  # another server's are left alone
     stage.client.responses.cancel(running.id)
 
 

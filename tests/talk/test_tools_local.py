@@ -20,6 +20,7 @@ from ladderlm.errors import UsageError
 from ladderlm.talk.local import LocalChat
 from ladderlm.talk.telling import Telling
 from ladderlm.text.bpe import train_bpe
+from ladderlm.text.calls import QWEN_CODER
 from ladderlm.text.render import render
 from ladderlm.text.template import ChatTemplate
 from ladderlm.text.tokenizer import SpecialTokens
@@ -84,7 +85,7 @@ def fits(name: str, arguments: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("marked", [True, False])
-@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "mistral", "llama-3.1", "chatml", "smollm3"])
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "qwen3-coder", "mistral", "llama-3.1", "chatml", "smollm3"])
 def test_a_required_call_parses_and_fits(name: str, marked: bool, engines: dict[bool, Engine]) -> None:
     chat, found = chat_of(engines[marked], name), set()
     for seed in range(4):
@@ -126,7 +127,7 @@ def test_several_calls_and_their_logprobs(engines: dict[bool, Engine]) -> None:
 
 
 @pytest.mark.parametrize("marked", [True, False])
-@pytest.mark.parametrize("name", ["qwen2.5", "mistral"])
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3-coder", "mistral"])
 def test_without_being_required_text_may_come_and_calls_are_sound(
     name: str, marked: bool, engines: dict[bool, Engine]
 ) -> None:
@@ -180,6 +181,50 @@ def test_references_within_a_schema_hold(engines: dict[bool, Engine]) -> None:
         choice = Completion.fold(chat_of(engines[True], "qwen2.5").stream(talk, sampling)).choices[0]
         name, arguments = calls(choice)[0]
         assert arguments["p"] in ("a", "b") if name == "f" else fits(name, arguments)
+
+
+def masked(engine: Engine, lark: str, text: str) -> bool:
+    """Whether the grammar admits `text`, and lets it end there."""
+    whole: Any = engine._grammars
+    matcher = whole.open({"type": "lark", "grammar": lark})._matcher
+    ids = whole._tokenizer.encode(text, special=True)
+    return bool(matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting())
+
+
+def test_between_tags_types_and_order_are_forced(engines: dict[bool, Engine]) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "unit": {"enum": ["C", "F"]}, "note": {"type": "string"}, "size": {"$ref": "#/$defs/size"},
+            "who": {"anyOf": [{"type": "string"}, {"type": "null"}]}, "on": {"type": "boolean"},
+            "list": {"type": "array", "items": {"type": "integer"}},
+        },
+        "required": ["unit", "size"],
+        "$defs": {"size": {"type": "integer", "minimum": 3}},
+    }  # fmt: skip
+
+    def call(*values: str, name: str = "f") -> str:
+        pairs = (value.partition("=")[::2] for value in values)
+        said = "".join(f"<parameter={key}>\n{text}\n</parameter>\n" for key, text in pairs)
+        return f"<tool_call>\n<function={name}>\n{said}</function>\n</tool_call>"
+
+    tools = (Tool("f", "", schema), Tool("g", "", {"type": "object", "additionalProperties": True}), TIME)
+    for engine in engines.values():
+        whole: Any = engine._grammars
+        lark = grammar(QWEN_CODER, tools, whole._tokenizer, required=True, many=False)
+        assert lark is not None
+        for good in (
+            call("unit=C", "size=3"), call("unit=F", 'note= a\n</b> "c"', "size=12", "who=null", "on=true"),
+            call("unit=C", "note=", "size=3", "list=[1, 2]"), call("any=thing\nat all", "b=2", name="g"),
+            call(name="g"), call(name="get_time"),
+        ):  # fmt: skip
+            assert masked(engine, lark, good), good
+        for bad in (
+            call("unit=K", "size=3"), call("unit=C"), call("size=3", "unit=C"), call("unit=C", "size=2"),
+            call("unit=C", "size=3", "on=yes"), call("unit=C", "size=3", "x=1"), call("x=1", name="get_time"),
+            call(name="h"), call("unit=C", "size=3") + "\n",
+        ):  # fmt: skip
+            assert not masked(engine, lark, bad), bad
 
 
 def test_a_template_without_tools_gets_them_as_text(engines: dict[bool, Engine]) -> None:

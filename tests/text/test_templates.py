@@ -121,7 +121,7 @@ def test_tool_calls_are_said_too(name: str) -> None:
     talk, _ = conversations["tools, whole"]
     rendered = render(talk, tokenizer_of(name), template_of(name), add_generation_prompt=False)
     call, answer = said(rendered)
-    assert '"get_weather"' in call
+    assert "get_weather" in call
     assert "Zürich" in call
     assert "Clear, 21 °C." in answer
     assert '"sky"' in rendered.text

@@ -22,8 +22,8 @@ from starlette.routing import Match, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from ladderlm import __version__
-from ladderlm.errors import LadderError, UsageError, outcome
+from ladderlm import __version__, store
+from ladderlm.errors import LadderError, StorageError, UsageError, outcome
 from ladderlm.serve import answers, trail
 from ladderlm.serve.accounts import Accounts
 from ladderlm.serve.batches import Batches
@@ -36,6 +36,7 @@ from ladderlm.serve.meter import Meter
 from ladderlm.serve.metrics import Metrics
 from ladderlm.serve.models import Models
 from ladderlm.serve.quotas import Quotas
+from ladderlm.serve.responses import fail_orphans, last_row
 from ladderlm.serve.routes import (
     accounts,
     batches,
@@ -63,6 +64,7 @@ PAGE = Path(__file__).parent / "page"
 mimetypes.add_type("application/manifest+json", ".webmanifest")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 TIDY = 600.0  # seconds
+ENDING = 5.0  # seconds that responses in the background have, at the end, to be kept as they are
 PROBES = ("/health", "/ready", "/metrics")  # which need no key
 ROUTERS = (
     metrics.router,
@@ -151,14 +153,41 @@ async def _living(app: FastAPI) -> AsyncIterator[None]:
     server: Server = app.state.server
     server.batches.start(app)
     server.trainer.start()
+    claim = contextlib.ExitStack()
+    orphans = asyncio.create_task(_orphans(claim, await asyncio.to_thread(_last_row)))
     tidying = asyncio.create_task(_tidying(server.log))
     yield
     tidying.cancel()
-    for task in server.background.values():
+    server.bridge.close()
+    if server.background:  # they are told that the server ends, and keep it
+        await asyncio.wait(tuple(server.background.values()), timeout=ENDING)
+    for task in tuple(server.background.values()):
         task.cancel()
+    await asyncio.wait((orphans,))
+    claim.close()
     await server.batches.stop()
     await asyncio.to_thread(server.trainer.stop)
     server.log.close()
+
+
+def _last_row() -> int:
+    try:
+        return last_row()
+    except (LadderError, sqlite3.Error, OSError):
+        _log.exception("the stored responses cannot be read")
+        return 0
+
+
+async def _orphans(claim: contextlib.ExitStack, last: int) -> None:
+    """Ends the responses, up to row `last`, of a server that was killed, unless another one of this workspace runs:
+    they may be its own."""
+    try:
+        claim.enter_context(store.lock(store.home() / "responses", timeout=0))
+        await asyncio.to_thread(fail_orphans, last)
+    except StorageError:
+        return
+    except (LadderError, sqlite3.Error, OSError):
+        _log.exception("responses that were left undone could not be ended")
 
 
 async def _tidying(log: RequestLog) -> None:

@@ -174,6 +174,8 @@ def _line(number: int, raw: bytes, endpoint: str, seen: set[str]) -> Line:
         raise UsageError("body must be an object", where="body")
     if body.get("stream"):
         raise UsageError("a batch's answers are not streamed", where="body.stream")
+    if body.get("background"):
+        raise UsageError("a batch is in the background already", where="body.background", cure="leave it out")
     return Line(number, name, body)
 
 
@@ -371,12 +373,12 @@ class Batches:
             await asyncio.gather(*running, return_exceptions=True)
 
     async def _ask(self, batch: Batch, who: Who, line: Line) -> None:
-        """One request, as often as it takes while the server is too busy for it."""
+        """One request, as often as it takes while the server is too busy for it, or about to end: another goes on."""
         assert self._app is not None
         while True:
             request = {**line.body, "priority": LAST}
             status, headers, body = await asked(self._app, who, batch.state["endpoint"], request)
-            if status != 429:
+            if status not in (429, 503):
                 break
             await asyncio.sleep(min(60.0, float(headers.get("retry-after", 1))))
         await asyncio.to_thread(_keep, batch.id, line, status, headers.get("x-request-id", ""), body)

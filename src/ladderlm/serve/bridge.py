@@ -83,7 +83,7 @@ class Bridge:
         while self._requests and time.monotonic() < until:
             time.sleep(0.02)
 
-    async def call(self, function: Callable[[], T]) -> T:
+    async def call(self, function: Callable[[], T], priority: int = 0) -> T:
         """The result of a blocking function, run by a worker."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -105,7 +105,7 @@ class Bridge:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(settle, result, error)
 
-        self._submit(job)
+        self._submit(job, priority)
         return await future
 
     async def stream(self, start: Start, priority: int = 0) -> AsyncGenerator[list[Delta], None]:
@@ -152,9 +152,9 @@ class Bridge:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def close(self) -> None:
-        """Cancels every stream."""
+        """Cancels every stream: who reads one is told that it was cut off, Unavailable."""
         for pipe in tuple(self._pipes):
-            pipe.stop()
+            pipe.stop(_ended())
 
     def _submit(self, job: Callable[[], None], priority: int = 0) -> None:
         self._put(job, time.monotonic() - AGE * priority)
@@ -169,6 +169,10 @@ class Bridge:
         while True:
             self._jobs.get()[2]()
             self._idle.release()
+
+
+def _ended() -> Unavailable:
+    return Unavailable("the server ended before the answer was written", cure="ask again")
 
 
 class _Pipe:
@@ -190,6 +194,8 @@ class _Pipe:
         self._ready = asyncio.Event()
         self._ended = False
         self._error: BaseException | None = None
+        self._cut: BaseException | None = None  # why it was stopped, where its reader is still there
+        self._whole = False  # the source came to its own end
 
     def pump(self) -> None:
         """Pulls until the end, or until the reader lags so far behind that the stream is put aside."""
@@ -206,6 +212,8 @@ class _Pipe:
             getattr(self._source, "close", lambda: None)()
         except BaseException as error:
             self._error = self._error or error
+        if not self._whole:
+            self._error = self._error or self._cut
         if self._meter is not None:
             self._meter.end(self._error, cancelled=self._cancel.is_set())
         self._ended = True
@@ -218,6 +226,7 @@ class _Pipe:
                 return False
             delta = next(source, None)
             if delta is None:
+                self._whole = not self._cancel.is_set()  # else it ended because it was told to
                 return True
             if self._meter is not None:
                 self._meter.see(delta)
@@ -256,10 +265,16 @@ class _Pipe:
                 if self._error is not None:
                     raise self._error
                 return []
+            if self._cut is not None:  # the worker may be in the middle of a long step
+                raise self._cut
             await self._ready.wait()
             self._ready.clear()
 
-    def stop(self) -> None:
+    def stop(self, why: BaseException | None = None) -> None:
+        """Ends it. A reader that is still there gets what has come, then `why`."""
+        self._cut = self._cut or why
         self._cancel.set()
         self._room.release()
         self._take_up()
+        if why is not None:
+            self._wake()

@@ -291,7 +291,10 @@ def list_votes(owner: str) -> list[Object]:
 
 
 def preference_records(votes: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
-    """What votes say of pairs: the answer that won, or the corrected one, before each other answer."""
+    """What votes say of pairs: the answer that won, or the corrected one, before each other answer.
+
+    `meta`: the models, and whether whoever voted did not know them (`blind`). A tie gives no pair.
+    """
     for vote in votes:
         answers, choice, correction = vote["answers"], vote.get("choice"), vote.get("correction")
         best = correction or (answers[choice]["content"] if choice is not None else None)
@@ -299,9 +302,8 @@ def preference_records(votes: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
             if answer["content"] != best and (correction or number != choice):
                 chosen = "correction" if correction else answers[choice]["model"]
                 fields = {**_prompt(vote), "chosen": best, "rejected": answer["content"]}
-                yield make_record(
-                    "preference", fields, source="votes", vote=vote["id"], models=[chosen, answer["model"]]
-                )
+                meta = {"vote": vote["id"], "models": [chosen, answer["model"]], "blind": bool(vote.get("blind"))}
+                yield make_record("preference", fields, source="votes", **meta)
 
 
 def sft_records(votes: Iterable[Mapping[str, Any]]) -> Iterator[Record]:

@@ -28,6 +28,7 @@ from ladderlm.types import (
     Usage,
 )
 
+RESTARTED = "the server ended before the answer was complete"
 MAX_CHAIN = 1000  # responses before one
 _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 
@@ -300,6 +301,39 @@ def find(user: str, id: str) -> tuple[Object, list[Object]]:
     return json.loads(row[0]), json.loads(row[1])
 
 
+def last_row() -> int:
+    """The row that was written last: whatever an earlier server left undone is not after it."""
+    with store.reading() as db:
+        row = db.execute("SELECT max(rowid) FROM responses").fetchone()
+    return row[0] or 0
+
+
+def fail_orphans(last: int) -> int:
+    """Responses in the background up to row `last` that a killed server did not end have failed. How many."""
+    query = """SELECT rowid FROM responses WHERE rowid <= ?
+        AND (body LIKE '%"status": "queued"%' OR body LIKE '%"status": "in_progress"%')"""
+    with store.reading() as db:
+        rows = [row[0] for row in db.execute(query, (last,))]
+    count = 0
+    for row in rows:
+        with store.transaction() as db:
+            found = db.execute("SELECT body FROM responses WHERE rowid = ?", (row,)).fetchone()
+            body = json.loads(found[0]) if found else {"status": "gone"}
+            if unfinished(body):
+                db.execute("UPDATE responses SET body = ? WHERE rowid = ?", (json.dumps(orphaned(body)), row))
+                count += 1
+    return count
+
+
+def unfinished(body: Object) -> bool:
+    return body["status"] in ("queued", "in_progress")
+
+
+def orphaned(body: Object) -> Object:
+    """A response that nobody works on any more."""
+    return {**body, "status": "failed", "error": {"code": "server_error", "message": RESTARTED}}
+
+
 def forget(user: str, id: str) -> None:
     """Deletes a response. NotFound where there is none of this owner's."""
     with store.transaction() as db:
@@ -317,7 +351,7 @@ def before(user: str, id: str | None) -> list[Object]:
         except NotFound:
             what = "the response before was deleted" if chain else "no such response"
             raise NotFound(what, where="previous_response_id", cure="send the whole input") from None
-        if body["status"] in ("queued", "in_progress"):
+        if unfinished(body):
             raise UsageError("the response before is not complete", where="previous_response_id", cure="wait for it")
         chain.append([*items, *body["output"]])
         id = body["previous_response_id"]

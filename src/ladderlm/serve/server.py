@@ -108,11 +108,11 @@ class Server:
             raise
         return _EventStream(first, events, lambda: admitted.__exit__(None, None, None), last)
 
-    async def call(self, work: Callable[[], T]) -> T:
+    async def call(self, work: Callable[[], T], rank: int = 0) -> T:
         """The result of blocking `work`, counted as one request."""
         with self.bridge.admitted():
             async with self._in_time():
-                return await self.bridge.call(work)
+                return await self.bridge.call(work, rank)
 
     @contextlib.asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:
@@ -126,16 +126,22 @@ class Server:
             raise DeadlineExceeded("the deadline passed", where="in the queue", cure="ask for more time") from None
 
 
-def _server(request: Request) -> Server:
-    return request.app.state.server
+# What handlers ask for by parameter is found by async functions: others would be run in a thread, and behind many
+# streams each way to a thread and back is long.
 
 
-def _who(request: Request) -> Who:
-    return getattr(request.state, "who", EVERYBODY)
+async def _server(request: Request) -> Server:
+    server: Server = request.app.state.server
+    return server
 
 
-def _admin(request: Request) -> Who:
-    who = _who(request)
+async def _who(request: Request) -> Who:
+    who: Who = getattr(request.state, "who", EVERYBODY)
+    return who
+
+
+async def _admin(request: Request) -> Who:
+    who = await _who(request)
     if not who.admin:
         raise NotFound("not found", where=request.url.path)
     return who

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ladderlm.engine.grammar import schema_fault
@@ -23,6 +23,7 @@ class Telling:
 
     calls: Form = HERMES
     names: frozenset[str] = frozenset()
+    schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     reasons: bool = False
     inside: bool = False
     many: bool = True
@@ -52,6 +53,7 @@ class Telling:
         )  # fmt: skip
         return dataclasses.replace(
             plain, calls=calls, names=frozenset(t.name for t in tools), many=sampling.parallel_tool_calls,
+            schemas={t.name: t.parameters for t in tools},
             form=None if lark is None else {"type": "lark", "grammar": lark},
         )  # fmt: skip
 
@@ -62,7 +64,7 @@ class Telling:
 
     def reader(self, index: int) -> Reader:
         return Reader(
-            index, form=self.calls, names=self.names, reasons=self.reasons, inside=self.inside,
+            index, form=self.calls, names=self.names, schemas=self.schemas, reasons=self.reasons, inside=self.inside,
             sure=bool(self.names) and self.form is not None, many=self.many,
         )  # fmt: skip
 

@@ -10,9 +10,11 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from ladderlm.text import tagged
 from ladderlm.text.template import ChatTemplate
 from ladderlm.text.tokenizer import Tokenizer
 from ladderlm.types import Delta, ToolCall
@@ -27,12 +29,18 @@ _ALPHABET = string.ascii_letters + string.digits
 @dataclass(frozen=True, slots=True)
 class Form:
     """How a family writes a call: after `begin` ("" where the JSON stands bare, first of all) and up to `end` a JSON
-    object of "name" and `key`, or, if `listed`, a list of them."""
+    object of "name" and `key`, or, if `listed`, a list of them, or, if `tagged`, tags (text/tagged.py)."""
 
     begin: str
     end: str
     key: str = "arguments"
     listed: bool = False
+    tagged: bool = False
+
+    @property
+    def begins(self) -> tuple[str, ...]:
+        """What may begin a call amid text; tags are read without what should stand around them too."""
+        return (self.begin, tagged.FUNCTION) if self.tagged else (self.begin,)
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -43,12 +51,19 @@ class Form:
 HERMES = Form("<tool_call>", "</tool_call>")
 MISTRAL = Form("[TOOL_CALLS]", "", listed=True)
 LLAMA = Form("", "", key="parameters")
+QWEN_CODER = Form("<tool_call>", "</tool_call>", tagged=True)
 PYTHON_TAG = "<|python_tag|>"  # may stand before a bare call
 
 
 def form_of(template: ChatTemplate, tokenizer: Tokenizer) -> Form:
     """The form that a model's template writes, else the one its control tokens are for; Hermes' where nothing tells."""
-    forms = {"<tool_call>": HERMES, "[TOOL_CALLS]": MISTRAL, '"parameters": ': LLAMA, PYTHON_TAG: LLAMA}
+    forms = {
+        "<parameter=": QWEN_CODER,
+        "<tool_call>": HERMES,
+        "[TOOL_CALLS]": MISTRAL,
+        '"parameters": ': LLAMA,
+        PYTHON_TAG: LLAMA,
+    }
     told = (form for mark, form in forms.items() if mark in template.source)
     known = (form for mark, form in forms.items() if mark in tokenizer.control)
     return next(told, None) or next(known, HERMES)
@@ -62,8 +77,9 @@ def thinks(template: ChatTemplate, tokenizer: Tokenizer) -> bool:
 class Reader:
     """One choice's text to Deltas of its parts.
 
-    `names`: the tools on offer. `sure`: a grammar admits nothing but whole calls, so their arguments are told as they
-    come; otherwise a call is told when it has proved to be one. `inside`: the prompt has opened the reasoning.
+    `names`: the tools on offer; `schemas`: of these, those of their arguments, for a form that needs them. `sure`: a
+    grammar admits nothing but whole calls, so their arguments are told as they come; otherwise a call is told when it
+    has proved to be one. `inside`: the prompt has opened the reasoning.
     """
 
     def __init__(
@@ -72,12 +88,14 @@ class Reader:
         *,
         form: Form = HERMES,
         names: Collection[str] = (),
+        schemas: Mapping[str, Mapping[str, Any]] | None = None,
         reasons: bool = False,
         inside: bool = False,
         sure: bool = False,
         many: bool = True,
     ) -> None:
         self._index, self._form, self._names = index, form, frozenset(names)
+        self._schemas = {name: (schemas or {}).get(name, {}) for name in self._names}
         self._reasons, self._sure, self._many = reasons, sure, many
         self._state: Callable[[], bool] = self._thinking if inside else self._beginning
         self._out: list[Delta] = []
@@ -85,6 +103,7 @@ class Reader:
         self._raw = ""  # of it, what the call's beginning has taken away already
         self._call: ToolCall | None = None  # being told
         self._scan = Scan()
+        self._given = 0  # arguments between tags that are told, of the call
         self._trim = inside  # blanks at the beginning of a part are not told
         self.calls = 0
         self.done = False  # nothing more may be said
@@ -152,20 +171,21 @@ class Reader:
         return True
 
     def _saying(self) -> bool:
-        begin = self._form.begin
-        if not (self._names and begin):
+        if not (self._names and self._form.begin):
             text, self._held = self._held, ""
             self._tell(text)
             return False
-        at = self._held.find(begin)
-        if at >= 0:
-            before = self._held[:at]
-            text = before.rstrip()
+        found = [(at, mark) for mark in self._form.begins if (at := self._held.find(mark)) >= 0]
+        if found:
+            at, mark = min(found)
+            text = self._held[:at].rstrip()
             self._tell(text)
-            self._raw, self._held = self._held[len(text) : at + len(begin)], self._held[at + len(begin) :]
-            self._state = self._calling
+            bare = mark == tagged.FUNCTION
+            at += 0 if bare else len(mark)
+            self._raw, self._held = self._held[len(text) : at], self._held[at:]
+            self._state = self._tags_waiting if bare else self._calling
             return True
-        keep = _partial(self._held, begin, " \n")
+        keep = min(_partial(self._held, mark, " \n") for mark in self._form.begins)
         text, self._held = self._held[:keep], self._held[keep:]
         self._tell(text)
         return False
@@ -175,6 +195,13 @@ class Reader:
         rest = self._held.lstrip()
         if not rest:
             return False
+        if self._form.tagged and rest[: len(tagged.FUNCTION)] == tagged.FUNCTION[: len(rest)]:
+            if len(rest) < len(tagged.FUNCTION):
+                return False
+            self._raw += self._held[: len(self._held) - len(rest)]
+            self._held = rest
+            self._state = self._tags if self._sure else self._tags_waiting
+            return True
         if self._form.listed and rest[0] == "[" and not rest.startswith(_ARGS):
             self._raw += self._held[: len(self._held) - len(rest) + 1]
             self._held = rest[1:]
@@ -223,23 +250,79 @@ class Reader:
         self._called()
         return True
 
+    def _tags(self) -> bool:
+        """A call between tags that a grammar has made sure of: text goes out as it comes, other values when they are
+        whole."""
+        if self._call is None:
+            head = tagged.HEAD.match(self._held)
+            if head is None or not head[0].endswith("\n"):
+                return False
+            self._held, self._raw, self._given = self._held[head.end() :], "", 0
+            self._call = ToolCall(_fresh_id(), head[1], "")
+            self._out.append(Delta(self._index, "tool_call", call=self._call))
+        if self._held.startswith(tagged.FUNCTION_END):
+            self._piece("}" if self._given else "{}")
+            self._held = self._held[len(tagged.FUNCTION_END) :]
+            self._called()
+            return True
+        key = tagged.KEY.match(self._held)
+        if key is None:
+            return False
+        schema, end = self._schemas.get(self._call.name, {}), self._held.find(tagged.VALUE_END, key.end())
+        if end < 0:
+            text = self._held[key.end() : _before_end(self._held)]
+            if "null".startswith(text.lower()) or tagged.kind_of(key[1], schema) != "text":
+                return False
+            said, self._held = json.dumps(text, ensure_ascii=False)[:-1], self._held[key.end() + len(text) :]
+            self._state = self._tag_text
+        else:
+            value = tagged.converted(self._held[key.end() : end], key[1], schema)
+            said, self._held = json.dumps(value, ensure_ascii=False), self._held[end + len(tagged.VALUE_END) :]
+        self._piece(f"{', ' if self._given else '{'}{json.dumps(key[1], ensure_ascii=False)}: {said}")
+        self._given += 1
+        return True
+
+    def _tag_text(self) -> bool:
+        """Within an argument that is text."""
+        end = self._held.find(tagged.VALUE_END)
+        text = self._held[: _before_end(self._held) if end < 0 else end]
+        self._piece(json.dumps(text, ensure_ascii=False)[1:-1] + ('"' if end >= 0 else ""))
+        self._held = self._held[len(text) + (len(tagged.VALUE_END) if end >= 0 else 0) :]
+        self._state = self._tag_text if end < 0 else self._tags
+        return end >= 0
+
+    def _tags_waiting(self) -> bool:
+        """A call between tags that may yet prove to be none."""
+        text, ended, rest = self._held.partition(tagged.FUNCTION_END)
+        if not ended:
+            return False
+        said = tagged.parse(text, self._schemas)
+        if said is None:
+            self._raw, self._held = self._raw + tagged.FUNCTION, self._held[len(tagged.FUNCTION) :]
+            return self._no_call()
+        self._held, self._raw = rest, ""
+        self._out.append(Delta(self._index, "tool_call", call=ToolCall(_fresh_id(), *said)))
+        self._called()
+        return True
+
     def _called(self) -> None:
         """A call is told; what may follow it."""
         self._call, self._state = None, self._following
         self.calls += 1
 
     def _following(self) -> bool:
-        rest, form = self._held.lstrip(), self._form
+        rest, form, closed = self._held.lstrip(), self._form, False
         if form.listed:
             rest = rest.lstrip("], \n")
         elif form.end:
             if form.end.startswith(rest) and rest != form.end:
                 return False
+            closed = rest.startswith(form.end)
             rest = rest.removeprefix(form.end)
         else:
             rest = rest.lstrip("; \n")
         self._held = rest
-        if rest and not self._many:
+        if (rest or closed) and not self._many:
             self.done = True
             return False
         if not rest:
@@ -326,6 +409,11 @@ def _partial(text: str, mark: str, blanks: str) -> int:
         if text.endswith(mark[:size]):
             return len(text[:-size].rstrip(blanks))
     return len(text.rstrip(blanks))
+
+
+def _before_end(text: str) -> int:
+    """How much of `text` is not the beginning of a value's end."""
+    return max(0, len(text) - len(tagged.VALUE_END) + 1)
 
 
 def _fresh_id() -> str:

@@ -14,6 +14,7 @@ from jinja2.nodes import Name
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ladderlm.errors import UsageError
+from ladderlm.text import tagged
 from ladderlm.text.calls import HERMES, LLAMA, PYTHON_TAG, THINK, THOUGHT, Form
 from ladderlm.text.render import wire_tool
 from ladderlm.text.template import ChatTemplate
@@ -133,7 +134,12 @@ def grammar(
         lines += [f"thought[lazy]: TEXT {json.dumps(THOUGHT)}"] if "thought" in thought else []
     else:
         lines = _free(begin, form.begin, block, many, marks, reasons)
+    if form.tagged:
+        lines += tagged.OTHERS
     for i, tool in enumerate(tools):
+        if form.tagged:
+            lines += tagged.rules(i, tool.name, parameters(tool), _SPACED)
+            continue
         lines += [
             f'call_{i}: {json.dumps(_head(form, tool))} args_{i} "}}"',
             f"args_{i}: %json {json.dumps(parameters(tool))}",

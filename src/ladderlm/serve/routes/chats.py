@@ -27,7 +27,7 @@ router = APIRouter(prefix="/v1", tags=["history"])
 Limit = Annotated[int, Query(ge=1, le=chats.MOST)]
 
 
-def _owner(who: Caller) -> str:
+async def _owner(who: Caller) -> str:
     return who.user
 
 

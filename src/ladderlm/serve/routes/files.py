@@ -8,6 +8,7 @@ from fastapi import APIRouter, File, Form, Query, UploadFile
 from fastapi.responses import FileResponse
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
+from starlette.formparsers import MultiPartParser
 
 from ladderlm.serve import files
 from ladderlm.serve.server import Caller
@@ -17,6 +18,9 @@ router = APIRouter(prefix="/v1/files", tags=["files"])
 LONGEST = 30 * 86400  # seconds that a file which expires may stay
 Lasting = Annotated[int, Field(ge=3600, le=LONGEST)]
 Absent = SkipJsonSchema[None]  # a form has no null
+# Bytes of an upload that memory may hold, as many as of any other body. What is longer goes to the disk piece by piece,
+# and each piece waits for a thread: behind many streams that takes long.
+MultiPartParser.spool_max_size = 4 * 2**20
 
 
 @router.post("")

@@ -78,7 +78,7 @@ async def embeddings(body: EmbeddingBody, server: Here) -> Response:
             found = embedder.embed(rows, dimensions=body.dimensions)
             return answers.vectors_body(name, found, sum(map(len, rows)), packed=packed)
 
-    found = await server.call(work)
+    found = await server.call(work, body.rank)
     trail.spend(Usage(found["usage"]["prompt_tokens"]))
     return JSONResponse(found)
 

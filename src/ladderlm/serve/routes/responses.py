@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
@@ -24,6 +25,7 @@ from ladderlm.talk.images import Blob
 from ladderlm.types import Cancel, Conversation, Delta, Sampling
 
 router = APIRouter(prefix="/v1/responses", tags=["responses"])
+_log = logging.getLogger(__name__)
 
 
 @router.post("", responses={200: {"model": ResponseAnswer, "content": STREAMED}})
@@ -40,15 +42,17 @@ async def create_response(body: ResponseBody, request: Request, server: Here, wh
         if body.kept:
             await server.bridge.call(partial(responses.keep, owner, answering.whole, items))
 
-    batches = server.bridge.merge([start])
+    batches = server.bridge.merge([start], body.rank)
     if body.stream:
         return await server.stream(request, _events(answering, batches, keep))
     if body.background:
-        await keep()
-        made = _in_background(server, answering, batches, keep, images.held())
-        server.background[answering.whole["id"]] = asyncio.create_task(made)
+        with contextlib.ExitStack() as held:  # counted in from now on: the server does not end before it, if it can
+            held.enter_context(server.bridge.admitted())
+            await keep()
+            work = _in_background(server, answering, batches, keep, held.pop_all(), images.held())
+            server.background[answering.whole["id"]] = asyncio.create_task(work)
         return JSONResponse(answering.whole)
-    found = await server.deltas(request, [start])
+    found = await server.deltas(request, [start], body.rank)
     answering.begin()
     for delta in found.get(0, ()):
         answering.add(delta)
@@ -145,7 +149,7 @@ def _start(server: Server, name: str, talk: Conversation, sampling: Sampling, bo
             shorter = responses.shortened(talk) if body.truncation == "auto" else iter(())
             read: Conversation | None = talk
             while read is not None:
-                stream = chat.stream(read, drawn, cancel=cancel, deadline=deadline)
+                stream = chat.stream(read, drawn, cancel=cancel, deadline=deadline, priority=body.rank)
                 try:
                     first = next(stream, None)
                 except ContextOverflow:
@@ -183,27 +187,37 @@ async def _events(answering: Answering, batches: Batches, keep: Callable[[], Awa
 
 
 async def _in_background(
-    server: Server, answering: Answering, batches: Batches, keep: Callable[[], Awaitable[None]], held: Sequence[Blob]
+    server: Server,
+    answering: Answering,
+    batches: Batches,
+    keep: Callable[[], Awaitable[None]],
+    held: contextlib.ExitStack,
+    shown: Sequence[Blob],
 ) -> None:
-    """Makes the answer; `held` are its images, which the request that asked for it lets go."""
-    try:
-        with server.bridge.admitted():
+    """Makes the answer and keeps it, however it ends; then lets go of what is `held`.
+
+    `shown` are its images, which the request that asked for it lets go before.
+    """
+    with held:
+        try:
             async with contextlib.aclosing(batches):
                 answering.begin()
                 async for _, batch in batches:
                     for delta in batch:
                         answering.add(delta)
             answering.end()
-    except Exception as error:
-        answering.fail(error)
-    await keep()
-    server.background.pop(answering.whole["id"], None)
+        except Exception as error:
+            answering.fail(error)
+        try:
+            await keep()
+        except Exception:
+            _log.exception("a response could not be kept")
+        finally:
+            server.background.pop(answering.whole["id"], None)
 
 
 def _as_it_is(server: Server, body: Object) -> Object:
-    """A response in the background that nobody works on any more, for this server was started anew, has failed."""
-    if body["status"] in ("queued", "in_progress"):
-        if body["id"] in server.background:
-            return {**body, "status": "in_progress"}
-        return {**body, "status": "failed", "error": {"code": "server_error", "message": "the server was restarted"}}
-    return body
+    """A response in the background that nobody works on any more has failed."""
+    if not responses.unfinished(body):
+        return body
+    return {**body, "status": "in_progress"} if body["id"] in server.background else responses.orphaned(body)

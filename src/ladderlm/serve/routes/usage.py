@@ -21,7 +21,7 @@ EXPORTS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _filter(
+async def _filter(
     who: Caller, user: Word = "", key: Word = "", model: Word = "", since: When = None, until: When = None
 ) -> Filter:
     """What is asked for; for all but admins of what is their own."""

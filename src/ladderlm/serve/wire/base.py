@@ -15,8 +15,18 @@ from ladderlm.errors import UsageError
 from ladderlm.types import Image
 
 Object = dict[str, Any]
+MAX_PRIORITY = 1_000_000  # either way: months ahead of, or behind, those without
 Detail = Literal["auto", "low", "high"]
 See = Callable[[str, str], Image]  # (an image's URL, its place in the request) -> the part that stands for it
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+AsWhole = BeforeValidator(_whole)  # comes after the bounds, for a schema to tell them
+Whole = Annotated[int, AsWhole]
+Id = Annotated[int, Field(ge=0, le=2**31 - 1), AsWhole]  # of a token
 
 
 def blind(url: str, where: str) -> Image:
@@ -26,6 +36,17 @@ def blind(url: str, where: str) -> Image:
 
 class Wire(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
+
+
+class Ranked(Wire):
+    """A request that may let others go first."""
+
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY), AsWhole] | None = None
+
+    @property
+    def rank(self) -> int:
+        """Our priority, of which the highest goes first. On the wire, as vLLM has it, the lowest does."""
+        return -(self.priority or 0)
 
 
 class ErrorDetail(Wire):
@@ -39,15 +60,6 @@ class ErrorBody(Wire):
     """Every refusal."""
 
     error: ErrorDetail
-
-
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-AsWhole = BeforeValidator(_whole)  # comes after the bounds, for a schema to tell them
-Whole = Annotated[int, AsWhole]
-Id = Annotated[int, Field(ge=0, le=2**31 - 1), AsWhole]  # of a token
 
 
 def complaint(errors: Sequence[Any], body: Any) -> UsageError:

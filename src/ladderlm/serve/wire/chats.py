@@ -75,11 +75,16 @@ class Answer(Wire):
 
 
 class VoteBody(Wire):
-    """Which of the answers is best (None: none is), and how it should have been."""
+    """Which of the answers is best (None: none is, or with `tie` all are as good), and how it should have been.
+
+    `blind`: who voted did not know which model said what.
+    """
 
     messages: Annotated[list[Turn], Field(min_length=1, max_length=10_000)]
     answers: Annotated[list[Answer], Field(min_length=1, max_length=16)]
     choice: Annotated[Whole, Field(ge=0)] | None = None
+    tie: bool | None = None
+    blind: bool | None = None
     correction: Long | None = None
     sampling: Object | None = None
 
@@ -87,6 +92,8 @@ class VoteBody(Wire):
     def _names_an_answer(self) -> VoteBody:
         if self.choice is not None and self.choice >= len(self.answers):
             raise ValueError(f"choice must be less than {len(self.answers)}")
+        if self.tie and self.choice is not None:
+            raise ValueError("a tie has no choice")
         return self
 
 

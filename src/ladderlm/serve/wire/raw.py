@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ladderlm.errors import UsageError
-from ladderlm.serve.wire.base import AsWhole, Id, Wire
+from ladderlm.serve.wire.base import AsWhole, Id, Ranked, Wire
 from ladderlm.serve.wire.chat import Count, Finish, UsageAnswer
 from ladderlm.serve.wire.sampling import SamplingFields
 from ladderlm.types import Sampling
@@ -51,7 +51,7 @@ class CompletionBody(SamplingFields):
         return prompts(self.prompt)
 
 
-class EmbeddingBody(Wire):
+class EmbeddingBody(Ranked):
     model: str | None = None
     input: str | Ids | Annotated[list[str | Ids], Field(min_length=1, max_length=MAX_DOCUMENTS)]
     dimensions: Annotated[int, Field(ge=1), AsWhole] | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from ladderlm.errors import UsageError
-from ladderlm.serve.wire.base import AsWhole, Detail, Object, See, Whole, Wire, blind
+from ladderlm.serve.wire.base import AsWhole, Detail, Object, Ranked, See, Whole, Wire, blind
 from ladderlm.serve.wire.chat import MAX_TOP_LOGPROBS, AlternativeLogprob, Count
 from ladderlm.serve.wire.sampling import DRAWING, Share
 from ladderlm.serve.wire.tools import MAX_TOOLS, Function, Named, Offer, chosen, narrowed
@@ -198,7 +198,7 @@ def _seen(part: Object, role: str, where: str, see: See) -> Object:
     return {"type": "input_image", "detail": part.get("detail", "auto"), "image_url": None, **known}
 
 
-class ResponseBody(InputBody):
+class ResponseBody(InputBody, Ranked):
     store: bool | None = None
     stream: bool | None = None
     background: bool | None = None

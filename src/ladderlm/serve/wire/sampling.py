@@ -7,14 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from ladderlm.serve.wire.base import AsWhole, Id, Object, Whole, Wire
+from ladderlm.serve.wire.base import AsWhole, Id, Object, Ranked, Whole, Wire
 from ladderlm.types import Sampling
 
 DRAWING = ("temperature", "top_p", "top_k", "min_p")
 MIROSTAT_TAU = 5.0  # where a client asks for mirostat and no surprise
 MAX_STOPS = 16
 MAX_BREAKERS = 64
-MAX_PRIORITY = 1_000_000  # either way: months ahead of, or behind, those without
 _RENAMED = {"typical_p": "typical", "stop_token_ids": "stop_ids", "dry_sequence_breakers": "dry_breakers"}
 _AS_IS = (
     "temperature", "top_p", "presence_penalty", "frequency_penalty", "n", "typical_p", "min_p", "top_k",
@@ -68,7 +67,7 @@ class StreamOptions(Wire):
     include_usage: bool | None = None
 
 
-class SamplingFields(Wire):
+class SamplingFields(Ranked):
     """What chat and raw completions share. From typical_p on: extensions that other servers know too."""
 
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -97,16 +96,10 @@ class SamplingFields(Wire):
     mirostat_tau: Annotated[float, Field(ge=0, le=100)] | None = None
     mirostat_eta: Share | None = None
     grammar: str | None = None
-    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY), AsWhole] | None = None
 
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
-
-    @property
-    def rank(self) -> int:
-        """Our priority, of which the highest goes first. On the wire, as vLLM has it, the lowest does."""
-        return -(self.priority or 0)
 
     @property
     def drawn_by_model(self) -> bool:
