@@ -6,7 +6,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -116,6 +116,12 @@ def test_the_library_does_not_print_pickle_or_eval() -> None:
             if isinstance(node, ast.keyword) and node.arg == "shell":
                 wrong.append(f"{name}:{node.value.lineno} shell=")
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_two_test_modules_have_one_name() -> None:
+    """They would be one to pytest, and no whole run could begin."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py")
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_every_module_says_what_it_is() -> None:

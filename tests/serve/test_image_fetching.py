@@ -314,7 +314,7 @@ def test_tls_is_of_the_name_not_of_the_address(tmp_path: Path) -> None:
 
 
 def test_a_server_that_fetches_sends_the_bytes_on() -> None:
-    from test_images import TEXT, fronted, part
+    from test_image_input import TEXT, fronted, part
 
     from ladderlm.serve.images import Images
 
