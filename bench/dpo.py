@@ -23,8 +23,8 @@ from ladderlm.train.settings import AlignConfig
 
 DATA = Path(os.environ.get("LADDERLM_DATA", "../shared/data")) / "instruct"
 POLITE, HARMLESS = DATA / "llms-from-scratch-preference.json", DATA / "hh-rlhf-harmless-pairs.jsonl.gz"
-HELD_OUT = {"polite": 220, "harmless": 600}  # at most a third of the pairs; few of the harmless ones are of one length
-MOST = 1000
+HELD_OUT = {"polite": (100, 120), "harmless": (200, 300)}  # pairs of one length, others; at most a third of all
+ALIKE = 0.2  # answers are of one length, roughly, where their characters differ by less than this share
 
 
 def read(path: Path) -> bytes:
@@ -64,11 +64,20 @@ def harmless() -> list[dict[str, Any]]:
     return rows
 
 
+def alike(row: dict[str, Any]) -> bool:
+    sizes = [len(row[side]) for side in ("chosen", "rejected")]
+    return max(sizes) - min(sizes) <= ALIKE * max(sizes)
+
+
 def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> dict[str, str]:
-    """Both sides as files, as AlignConfig names them."""
+    """Both sides as files, as AlignConfig names them. Most of the few harmless pairs of one length are held out."""
     random.Random(0).shuffle(rows)
-    held = min(HELD_OUT[name], len(rows) // 3)
-    sides = {"held_out": rows[:held], "data": rows[held : held + MOST]}
+    kinds = [[row for row in rows if alike(row) == same] for same in (True, False)]
+    cuts = [min(wanted, len(some) * 2 // 3, len(rows) // 6) for some, wanted in zip(kinds, HELD_OUT[name], strict=True)]
+    sides = {
+        "held_out": [row for some, cut in zip(kinds, cuts, strict=True) for row in some[:cut]],
+        "data": [row for some, cut in zip(kinds, cuts, strict=True) for row in some[cut:]],
+    }
     for side, some in sides.items():
         (folder / f"{name}.{side}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     return {side: str(folder / f"{name}.{side}.jsonl") for side in sides}
@@ -77,10 +86,11 @@ def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> dict[str, str]
 def learn(folder: Path, name: str, rows: list[dict[str, Any]], threads: int, **changes: Any) -> dict[str, Any]:
     config = AlignConfig(
         **write(folder, name, rows), model=DEFAULT_MODEL, out=str(folder / name), threads=threads, skip_bad=True,
-        **{"max_length": 512, "lr": 3e-4, "batch_tokens": 1024, **changes},
+        **{"max_length": 512, "lr": 2e-4, "beta": 0.5, "batch_tokens": 1024, **changes},
     )  # fmt: skip
     result = align.run(config)
-    kept = ("gained", "length_matched", "chosen_likelier_before", "chosen_likelier", "held_out_loss")
+    kept = ("gained", "length_matched", "chosen_likelier_before", "chosen_likelier", "held_out_loss",
+            "held_out_chosen_logratio", "held_out_rejected_logratio", "forgetting")  # fmt: skip
     return {"steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 1),
             "verdict": result.scores["helped"]["verdict"], **{k: result.scores[k] for k in kept}}  # fmt: skip
 
