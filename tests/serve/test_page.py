@@ -270,6 +270,10 @@ def test_export_and_import_keep_everything(opened: Any, tmp_path: Any) -> None:
     page.get_by_label("Options: keep me").click()
     page.get_by_role("button", name="Delete").click()
     expect(page.locator(".chat-link")).to_have_count(0)
+    for other in (b"\x89PNG", b"[1]", b"null"):
+        page.set_input_files("#import", {"name": "x.json", "mimeType": "application/json", "buffer": other})
+        expect(page.get_by_text("This is not a file of exported chats.")).to_be_visible()
+        page.get_by_label("Dismiss").click()
     page.set_input_files("#import", path)
     page.locator(".chat-link", has_text="keep me").click()
     expect(opened.answer.locator(".variants .muted")).to_have_text("2 / 2")

@@ -5,6 +5,19 @@ import type { ChatEntry } from "./types";
 
 const PAGE = 60;
 
+type Exported = { object: string; format: number; chats: unknown[] };
+
+/** What an exported file holds. */
+function exported(text: string): Exported {
+  try {
+    const file = JSON.parse(text) as Exported | null;
+    if (file?.object === "ladderlm.chats" && Array.isArray(file.chats)) return file;
+  } catch {
+    // not JSON at all
+  }
+  throw new Error("This is not a file of exported chats.");
+}
+
 class History {
   chats = $state.raw<ChatEntry[]>([]);
   more = $state(false);
@@ -57,8 +70,7 @@ class History {
 
   /** Adds the chats of an exported file, in requests that the server takes. */
   async add(text: string): Promise<number> {
-    const file = JSON.parse(text) as { object?: string; format?: number; chats?: unknown[] };
-    if (file.object !== "ladderlm.chats" || !Array.isArray(file.chats)) throw new Error("This is not a file of exported chats.");
+    const file = exported(text);
     let count = 0;
     let batch: unknown[] = [];
     let size = 0;
