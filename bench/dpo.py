@@ -19,12 +19,12 @@ from typing import Any
 from ladderlm.errors import NotFound
 from ladderlm.models.fetch import DEFAULT_MODEL
 from ladderlm.train import align
+from ladderlm.train.dpo import ALIKE
 from ladderlm.train.settings import AlignConfig
 
 DATA = Path(os.environ.get("LADDERLM_DATA", "../shared/data")) / "instruct"
 POLITE, HARMLESS = DATA / "llms-from-scratch-preference.json", DATA / "hh-rlhf-harmless-pairs.jsonl.gz"
 HELD_OUT = {"polite": (100, 120), "harmless": (200, 300)}  # pairs of one length, others; at most a third of all
-ALIKE = 0.2  # answers are of one length, roughly, where their characters differ by less than this share
 
 
 def read(path: Path) -> bytes:
@@ -65,6 +65,7 @@ def harmless() -> list[dict[str, Any]]:
 
 
 def alike(row: dict[str, Any]) -> bool:
+    """Whether both answers are of one length, by their characters as the alignment has it by tokens."""
     sizes = [len(row[side]) for side in ("chosen", "rejected")]
     return max(sizes) - min(sizes) <= ALIKE * max(sizes)
 
