@@ -106,17 +106,18 @@ def trainer_of_trl(
     return trainer, lambda **_: outputs, {"input_ids": ids, "completion_mask": completions}
 
 
+@pytest.mark.parametrize("sft", [0.0, 0.7])
 @pytest.mark.parametrize(("ours", "theirs"), [("dpo", "sigmoid"), ("ipo", "ipo")])
-def test_dpo_and_ipo_equal_trl(ours: str, theirs: str) -> None:
+def test_dpo_and_ipo_equal_trl(ours: str, theirs: str, sft: float) -> None:
     trl = pytest.importorskip("trl.trainer.dpo_trainer", reason="trl is not installed")
     given = terms()
     trainer, model, batch = trainer_of_trl(
         given, [(p, side) for side in (0, 1) for p in range(6)], ld_alpha=None, f_divergence_type="reverse_kl",
-        loss_types=[theirs], loss_weights=[1.0], use_weighting=False,
+        loss_types=[theirs, "sft"], loss_weights=[1.0, sft], use_weighting=False,
     )  # fmt: skip
     batch |= {"ref_chosen_logps": given.reference_P2[:, 0], "ref_rejected_logps": given.reference_P2[:, 1]}
     expected = trl.DPOTrainer._compute_loss(trainer, model, batch, False)
-    assert preference_loss(ours, given, beta=0.3)[0].item() == pytest.approx(expected.item(), abs=1e-5)
+    assert preference_loss(ours, given, beta=0.3, sft=sft)[0].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_kto_equals_trl() -> None:

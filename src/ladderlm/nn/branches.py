@@ -64,7 +64,7 @@ def _call(
     prompt = after[group[0]] if apart else group[0]
     members = [prompt, *group] if apart else list(group)
     own = slice(starts[group[0]], starts[group[-1] + 1])
-    owner_S = torch.tensor(members).repeat_interleave(torch.tensor([lengths[i] for i in members]))
+    owner_S = torch.tensor([i for i in members for _ in range(lengths[i])])
     place_S = torch.cat([torch.arange(lengths[i]) + (0 if i == prompt else lengths[prompt]) for i in members])
     queries = own.stop - own.start
     visible_TS = (owner_S[-queries:, None] == owner_S) | (owner_S == prompt)

@@ -5,6 +5,7 @@ Letters: N wanted positions, B documents, T tokens, D model, V vocabulary, C cla
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -58,13 +59,13 @@ class Transform(nn.Module):
 
 def first(hidden_TD: Tensor, lengths: Sequence[int]) -> Tensor:
     """The first token's hidden state of every document: x_BD."""
-    ends_B = torch.tensor(lengths).cumsum(0)
-    return hidden_TD[ends_B - torch.tensor(lengths)]
+    starts = itertools.accumulate(lengths[:-1], initial=0)
+    return hidden_TD[torch.tensor(list(starts), device=hidden_TD.device)]
 
 
 def mean(hidden_TD: Tensor, lengths: Sequence[int]) -> Tensor:
     """The mean hidden state of every document: x_BD."""
-    counts_B = torch.tensor(lengths)
-    document_T = torch.arange(len(lengths)).repeat_interleave(counts_B)
+    counts_B = torch.tensor(lengths, device=hidden_TD.device)
+    document_T = torch.tensor([i for i, n in enumerate(lengths) for _ in range(n)], device=hidden_TD.device)
     sum_BD = hidden_TD.new_zeros(len(lengths), hidden_TD.shape[1]).index_add(0, document_T, hidden_TD)
     return sum_BD / counts_B[:, None]

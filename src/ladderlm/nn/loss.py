@@ -39,7 +39,7 @@ class Batch:
     @property
     def owners_N(self) -> Tensor:
         """The document of each target."""
-        return torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
+        return torch.tensor([i for i, count in enumerate(self.counts) for _ in range(count)], dtype=torch.long)
 
     @property
     def tokens(self) -> int:
@@ -67,10 +67,11 @@ def make_batch(documents: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> Bat
     """
     ids = [i for d, _ in documents for i in d[:-1]]
     following = [i for d, _ in documents for i in d[1:]]
-    wanted_N = torch.tensor([m for _, mask in documents for m in mask[1:]], dtype=torch.bool).nonzero().squeeze(1)
+    wanted = [at for at, learnt in enumerate(m for _, mask in documents for m in mask[1:]) if learnt]
+    targets_N = torch.tensor([following[at] for at in wanted], dtype=torch.long)
     lengths = tuple(len(d) - 1 for d, _ in documents)
     counts = tuple(sum(mask[1:]) for _, mask in documents)
-    return Batch(torch.tensor(ids), lengths, wanted_N, torch.tensor(following)[wanted_N], counts)
+    return Batch(torch.tensor(ids), lengths, torch.tensor(wanted, dtype=torch.long), targets_N, counts)
 
 
 def make_shared(documents: Sequence[tuple[Sequence[int], Sequence[bool]]]) -> Batch:

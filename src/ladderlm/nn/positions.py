@@ -51,7 +51,7 @@ class Positions:
 
 def sinusoids(positions_T: Tensor, dim: int) -> Tensor:
     """x_TD: waves of lengths from 2 pi to 20000 pi (Vaswani et al. 2017), all sines before all cosines."""
-    lengths = 10000.0 ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    lengths = 10000.0 ** (torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
     angles = positions_T.cpu()[:, None].double() / lengths  # not every device has float64
     return torch.cat([angles.sin(), angles.cos()[:, : dim // 2]], 1).float().to(positions_T.device)
 

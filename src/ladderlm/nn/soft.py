@@ -10,6 +10,7 @@ heads, K head dim.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -49,6 +50,11 @@ class Soft(nn.Module):
             at += n
         return torch.cat(parts).to(device)
 
+    def own(self, lengths: Sequence[int], device: torch.device) -> Tensor:
+        """index_T: where the documents' tokens then stand."""
+        starts = itertools.accumulate((n + self.tokens for n in lengths[:-1]), initial=self.tokens)
+        return torch.cat([torch.arange(at, at + n) for at, n in zip(starts, lengths, strict=True)]).to(device)
+
 
 class Prompt(Soft):
     """Embeddings (P, D), after any scaling."""
@@ -61,7 +67,7 @@ class Prompt(Soft):
         x_SD = body.stand(x_SD, positions_S)
         for layer, turns in zip(body.layers, body.each(positions_S, body.fits(max(longer))), strict=True):
             x_SD = body.through(layer, x_SD, turns, longer)
-        return body.finish(x_SD[index_S >= self.tokens])
+        return body.finish(x_SD.index_select(0, self.own(lengths, ids_T.device)))
 
     def begin(self, decoder: Decoder, cache: KeyValues) -> None:
         decoder.read(self.prompt_embeddings, cache)

@@ -8,6 +8,7 @@ from ladderlm.errors import UsageError, nearest
 from ladderlm.models.folder import ModelFiles
 from ladderlm.models.reference import open_model
 from ladderlm.train import best, distil, dpo, grpo, ppo, reward
+from ladderlm.train.device import on
 from ladderlm.train.result import Result, begin, use_threads
 from ladderlm.train.settings import ALIGNMENTS, PREFERENCES, AlignConfig
 from ladderlm.types import Run
@@ -32,4 +33,5 @@ def run(config: AlignConfig) -> Result:
     if config.beta != -1 and (config.beta < 0 or (config.beta == 0 and config.objective not in ("grpo", "ppo"))):
         raise UsageError("beta must be positive", where=f"beta={config.beta}")
     use_threads(config.threads)
-    return _LEARN[config.objective](config, run_, open_model(config.model))
+    with on(config.device):
+        return _LEARN[config.objective](config, run_, open_model(config.model))

@@ -50,7 +50,7 @@ def loop_config(config: AlignConfig, steps: int, accumulate: int = 1) -> LoopCon
 def precision(config: AlignConfig) -> str:
     """Of products. What is drawn by the engine is learnt from as exactly as it was drawn, unless told otherwise."""
     exact = config.precision == "auto" and config.objective in ("grpo", "ppo")
-    return "fp32" if exact else settled(config.precision, "cpu")
+    return "fp32" if exact else settled(config.precision, config.device)
 
 
 def panels(run: Run) -> Callable[[Report], None]:

@@ -14,6 +14,7 @@ from ladderlm.models.folder import ModelFiles
 from ladderlm.nn.loss import Batch, mean_nats
 from ladderlm.train.aligning import loop_config, panels
 from ladderlm.train.checks import Checks
+from ladderlm.train.distributed import World
 from ladderlm.train.examples import Example, Packing, sorted_batch
 from ladderlm.train.loop import fit
 from ladderlm.train.page import Page
@@ -84,7 +85,9 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
             return sorted_batch([examples[k] for k in packing(i)])
 
         loop = loop_config(config, packing.batches_in(config.epochs))
-        fitted = fit(decoder, mean_nats, batches, optimiser, run, loop, stage="align")
+        fitted = fit(
+            decoder, mean_nats, batches, optimiser, run, loop, stage="align", world=World(device=config.device)
+        )
         check_finished(run, fitted, "align")
         outcome = told.after(decoder, destination(config.out).name)
     scores, summary = compare(held, outcome, given, config.seed)

@@ -27,6 +27,7 @@ from ladderlm.nn.decoder import Decoder, load_decoder
 from ladderlm.nn.loss import ROWS, Batch, mean_nats, wanted_hidden
 from ladderlm.nn.tuned import without_adapter
 from ladderlm.train.aligning import loop_config, two_sides
+from ladderlm.train.distributed import World
 from ladderlm.train.examples import Example, Packing, example_nats, make_all, make_example, per_document, sorted_batch
 from ladderlm.train.held import answered
 from ladderlm.train.loop import fit
@@ -73,7 +74,7 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     packing = Packing([len(e.ids) for e in examples], config.batch_tokens, config.seed)
     if config.learn == "logits":
         _alike(files, teacher_files)
-        loss, measure = _by_logits(load_decoder(teacher_files).requires_grad_(False).eval())
+        loss, measure = _by_logits(load_decoder(teacher_files).requires_grad_(False).eval().to(config.device))
         metric = "nats a token that the teacher's distribution is away"
     else:
         loss, measure, metric = mean_nats, _text_loss, "loss per token of the teacher's answers"
@@ -81,7 +82,7 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     told = Page(decoder, files, side, config.seed, functools.partial(without_adapter, decoder))
     fitted = fit(
         decoder, loss, lambda i: sorted_batch([examples[k] for k in packing(i)]), optimiser, run,
-        loop_config(config, packing.batches_in(config.epochs)), stage="align",
+        loop_config(config, packing.batches_in(config.epochs)), stage="align", world=World(device=config.device),
     )  # fmt: skip
     check_finished(run, fitted, "align")
     outcome = told.after(decoder, destination(config.out).name)

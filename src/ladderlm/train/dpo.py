@@ -6,6 +6,9 @@ kto    1 - sigmoid(+-beta (r - kl)): answers that are liked or not, no pairs    
 orpo   -log p(chosen) - beta log sigmoid(log-odds+ - log-odds-), per token, no reference    Hong et al. 2024
 simpo  -log sigmoid(beta (log p+ - log p-) - gamma), per token, no reference                 Meng et al. 2024
 
+Of those that only tell two answers apart, both may become unlikelier: `sft` weighs the chosen answers' own loss a token
+beside it, which keeps them likely (Pang et al. 2024).
+
 p is the model that trains, q the one it started from. What q thinks never changes, so it is computed once: of an
 adapter's base when a pair is first learnt from, before the first step where q's own weights are to change.
 """
@@ -21,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ladderlm import events
+from ladderlm.errors import UsageError
 from ladderlm.evals.helped import did_it_help
 from ladderlm.evals.intervals import bootstrap
 from ladderlm.models.folder import ModelFiles
@@ -29,6 +33,7 @@ from ladderlm.nn.linear import products
 from ladderlm.nn.loss import nats
 from ladderlm.nn.tuned import without_adapter
 from ladderlm.train.aligning import loop_config, panels, precision, two_sides
+from ladderlm.train.distributed import World
 from ladderlm.train.examples import Packing, per_document
 from ladderlm.train.held import HeldPairs
 from ladderlm.train.loop import fit
@@ -40,6 +45,7 @@ from ladderlm.train.tuning import WEIGHTS, prepare, room, save_tuned
 from ladderlm.types import Run
 
 REFERENCE_FREE = ("orpo", "simpo")
+COMPARING = ("dpo", "ipo", "simpo")  # their losses say nothing of the chosen answer by itself
 ALIKE = 0.2  # answers whose lengths differ by less than this share are of one length
 
 
@@ -92,8 +98,10 @@ def _gap(values_P2: Tensor) -> Tensor:
     return values_P2[:, 0] - values_P2[:, 1]
 
 
-def preference_loss(name: str, terms: Terms, beta: float, gamma: float = 0.0) -> tuple[Tensor, dict[str, float]]:
-    """The mean loss over the pairs, and what to watch.
+def preference_loss(
+    name: str, terms: Terms, beta: float, gamma: float = 0.0, sft: float = 0.0
+) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    """The mean loss over the pairs, with `sft` times that of a token of the chosen answers, and what to watch.
 
     `reward_accuracy`: share of pairs whose chosen answer gained more (of KTO's answers: that moved the right way);
     `margin`: mean difference of rewards; the two log-ratios tell how far the model has moved on either side.
@@ -108,12 +116,18 @@ def preference_loss(name: str, terms: Terms, beta: float, gamma: float = 0.0) ->
         "chosen_logratio": ratio_P2[:, 0].mean().item(),
         "rejected_logratio": ratio_P2[:, 1].mean().item(),
     }
-    return LOSSES[name](terms, beta, gamma).mean(), figures
+    loss = LOSSES[name](terms, beta, gamma).mean()
+    if sft:
+        told = -terms.policy_P2[:, 0].sum() / terms.counts_P2[:, 0].sum()
+        loss, figures["chosen_loss"] = loss + sft * told, told.item()
+    return loss, figures
 
 
 def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     """Trains on pairs; `run` and `files` are the run begun and the model to align."""
     name, kto = config.objective, config.objective == "kto"
+    if config.sft < 0 or (config.sft and name not in COMPARING):
+        raise UsageError("the chosen answers' own loss is for " + ", ".join(COMPARING), where=f"sft={config.sft}")
     shared = config.method not in SOFT
     train, held_records = two_sides(config)
     longest = min(config.max_length, room(config, files))
@@ -135,11 +149,11 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     def loss(model: Decoder, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
         policy_P2 = -per_document(nats(model, batch.batch), batch.batch).view(-1, 2)
         terms = Terms(policy_P2, batch.reference_P2, batch.counts_P2, batch.liked_P)
-        return preference_loss(name, terms, config.price, config.gamma)
+        return preference_loss(name, terms, config.price, config.gamma, config.sft)
 
     fitted = fit(
         decoder, loss, lambda i: pair_batch(referenced(packing(i)), shared=shared), optimiser, run,
-        loop_config(config, packing.batches_in(config.epochs)), stage="align",
+        loop_config(config, packing.batches_in(config.epochs)), stage="align", world=World(device=config.device),
     )  # fmt: skip
     check_finished(run, fitted, "align")
     outcome = page.after(decoder, destination(config.out).name) if page else None
@@ -160,13 +174,13 @@ def reference(
     if config.objective in REFERENCE_FREE:
         known = dict(enumerate(pairs))
     elif config.method in WEIGHTS:
-        with products(precision(config), "cpu"):
+        with products(precision(config), config.device):
             known = dict(enumerate(with_reference(decoder, pairs, config.batch_tokens, "reference", shared=shared)))
 
     def asked(numbers: Sequence[int]) -> list[Pair]:
         for number in numbers:
             if number not in known:  # each by itself: the same to the bit whenever it is asked for
-                with without_adapter(decoder), products(precision(config), "cpu"):
+                with without_adapter(decoder), products(precision(config), config.device):
                     (known[number],) = thought_of(decoder, [pairs[number]], shared=shared)
         return [known[number] for number in numbers]
 

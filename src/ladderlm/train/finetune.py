@@ -13,6 +13,8 @@ from ladderlm.models.folder import ModelFiles
 from ladderlm.models.reference import open_model
 from ladderlm.nn.tuned import without_adapter
 from ladderlm.train.derive import settled
+from ladderlm.train.device import on, on_processor
+from ladderlm.train.distributed import World
 from ladderlm.train.examples import Packing
 from ladderlm.train.loop import fit
 from ladderlm.train.material import Material, load_material
@@ -23,6 +25,7 @@ from ladderlm.train.settings import FinetuneConfig, LoopConfig
 from ladderlm.train.tasks.embed import Embed
 from ladderlm.train.tasks.task import LOSS, Piece
 from ladderlm.train.tuning import adapt, optimiser, prepare, save_tuned
+from ladderlm.types import Run
 
 LORA_LR, FULL_LR = 5e-4, 5e-5
 
@@ -33,7 +36,11 @@ def run(config: FinetuneConfig) -> Result:
         raise UsageError("no data to train on", cure="name a file of records")
     run_, config = begin("finetune", config, config.resume)
     use_threads(config.threads)
-    files = open_model(config.model)
+    with on(config.device):
+        return _tune(config, run_, open_model(config.model))
+
+
+def _tune(config: FinetuneConfig, run_: Run, files: ModelFiles) -> Result:
     material = load_material(config, files)
     material.settle_bad(run_, config.skip_bad)
     task, packing, examples = material.task, material.packing, material.examples
@@ -46,7 +53,7 @@ def run(config: FinetuneConfig) -> Result:
     page = Page(model, files, held, config.seed, functools.partial(without_adapter, model))
     fitted = fit(
         model, task.loss, lambda i: task.batch([examples[k] for k in packing(i)]), steps, run_,
-        loop_config(config, packing), stage="finetune",
+        loop_config(config, packing), stage="finetune", world=World(device=config.device),
     )  # fmt: skip
     check_finished(run_, fitted, "finetune")
     outcome = page.after(model, destination(config.out).name)
@@ -71,8 +78,10 @@ def prepared(config: FinetuneConfig, files: ModelFiles, material: Material) -> t
             decoder.lm_head.requires_grad_(False)
             steps = optimiser(decoder, config, lora_lr=LORA_LR, full_lr=FULL_LR)
         return decoder, steps
-    model = load()
-    adapt(model, config, files)
+    with on_processor():
+        model = load()
+        adapt(model, config, files)
+    model.to(config.device)
     return model, optimiser(model, config, lora_lr=LORA_LR, full_lr=FULL_LR)
 
 
@@ -84,7 +93,7 @@ def loop_config(config: FinetuneConfig, packing: Packing) -> LoopConfig:
         steps = packing.batches_in(config.epochs)
     return LoopConfig(
         steps=steps, minutes=config.minutes, warmup=config.warmup, cooldown=config.cooldown, seed=config.seed,
-        precision=settled(config.precision, "cpu"),
+        precision=settled(config.precision, config.device),
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from ladderlm.models.folder import ModelFiles
 from ladderlm.nn.decoder import Decoder
 from ladderlm.nn.loss import Batch, nats
 from ladderlm.train.aligning import loop_config, panels
+from ladderlm.train.distributed import World
 from ladderlm.train.loop import fit
 from ladderlm.train.page import Page
 from ladderlm.train.result import Result, check_finished, conclude, describe_data, destination
@@ -117,7 +118,7 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
             lambda drawn, some: group_batch(drawn, some, config.samples, config.average),
         )  # fmt: skip
         loop = loop_config(config, rounds.steps_in(config.epochs), rounds.accumulate)
-        fitted = fit(decoder, loss, rounds, optimiser, run, loop, stage="align")
+        fitted = fit(decoder, loss, rounds, optimiser, run, loop, stage="align", world=World(device=config.device))
         check_finished(run, fitted, "align")
         outcome = told.after(decoder, destination(config.out).name)
     scores, summary = compare(held, outcome, given, config.seed)

@@ -21,6 +21,7 @@ from ladderlm.nn.decoder import Decoder
 from ladderlm.nn.linear import Linear
 from ladderlm.nn.loss import Batch, nats_of, wanted_hidden
 from ladderlm.train.aligning import loop_config, panels
+from ladderlm.train.distributed import World
 from ladderlm.train.loop import fit
 from ladderlm.train.optim import Optimiser
 from ladderlm.train.page import Page
@@ -145,7 +146,7 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     """Reinforces what the rewards say; `run` and `files` are the run begun and the model to align."""
     given = setting(config, files)
     decoder, tuned = prepare(config, files, lora_lr=1e-4, full_lr=2e-6)
-    model = ActorCritic(decoder)
+    model = ActorCritic(decoder).to(config.device)
     optimiser = Optimiser(model.named_parameters(), tuned.lr)
     reference = Reference(decoder, files, config.method)
 
@@ -174,7 +175,7 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
         gap = check(decoder, given.held[:4], roller.sample(given.held[:4], 1, config.seed, -1), config.batch_tokens)
         rounds = Rounds(config, run, roller, given, config.updates or UPDATES, complete, ppo_batch)
         loop = loop_config(config, rounds.steps_in(config.epochs), rounds.accumulate)
-        fitted = fit(model, loss, rounds, optimiser, run, loop, stage="align")
+        fitted = fit(model, loss, rounds, optimiser, run, loop, stage="align", world=World(device=config.device))
         check_finished(run, fitted, "align")
         outcome = told.after(decoder, destination(config.out).name)
     scores, summary = compare(held, outcome, given, config.seed)

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ladderlm import events, store
@@ -31,6 +30,7 @@ from ladderlm.train.before_after import BeforeAfter
 from ladderlm.train.causal import Causal, FillMiddle, length_at, shorten
 from ladderlm.train.corpus import Tokens, from_shards, tokenise
 from ladderlm.train.derive import derived, peak_flops, token_flops
+from ladderlm.train.device import present
 from ladderlm.train.distributed import World, first, joined
 from ladderlm.train.loop import Fit, Watch, fit
 from ladderlm.train.masked import Masked, MaskedPairs
@@ -66,8 +66,7 @@ def run(config: PretrainConfig) -> Result:
 
 def check(config: PretrainConfig) -> None:
     """Complains of settings that cannot be, before any work is done."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("there is no GPU", where="device=cuda", cure="leave out --device")
+    present(config.device)
     if config.general and not (config.model or config.resume):
         raise UsageError("what a model forgets is told of one that there was", where="general", cure="--from MODEL")
     if not config.resume:

@@ -27,6 +27,7 @@ from ladderlm.nn.decoder import Decoder, load_decoder
 from ladderlm.nn.linear import Linear
 from ladderlm.text.render import render
 from ladderlm.train.aligning import loop_config, panels, two_sides
+from ladderlm.train.distributed import World
 from ladderlm.train.examples import Packing
 from ladderlm.train.loop import fit
 from ladderlm.train.optim import Optimiser
@@ -73,7 +74,7 @@ class RewardModel(nn.Module):
     def forward(self, batch: Texts) -> Tensor:
         """rewards_B, one for each document."""
         hidden_TD = self.decoder(batch.ids_T, batch.lengths)
-        last_BD = hidden_TD[torch.tensor(batch.lengths).cumsum(0) - 1]
+        last_BD = hidden_TD[torch.tensor(batch.lengths, device=hidden_TD.device).cumsum(0) - 1]
         return self.score(last_BD).squeeze(1)
 
     @torch.no_grad()
@@ -135,7 +136,7 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     pairs = load(config.data, train, files, longest, skip_bad=config.skip_bad)
     held = load("held out", held_records, files, longest, skip_bad=config.skip_bad)
     decoder, tuned = prepare(config, files, lora_lr=1e-4, full_lr=1e-5)
-    model = RewardModel(decoder)
+    model = RewardModel(decoder).to(config.device)
     optimiser = Optimiser(model.named_parameters(), tuned.lr)
     events.emit("align", f"{len(pairs):,} pairs, {sum(p.tokens for p in pairs):,} tokens")
     packing = Packing([p.tokens for p in pairs], config.batch_tokens, config.seed)
@@ -145,13 +146,13 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
 
     fitted = fit(
         model, loss, lambda i: texts(_documents([pairs[k] for k in packing(i)])), optimiser, run,
-        loop_config(config, packing.batches_in(config.epochs)), stage="align",
+        loop_config(config, packing.batches_in(config.epochs)), stage="align", world=World(device=config.device),
     )  # fmt: skip
     check_finished(run, fitted, "align")
     rewards = np.array(model.rewards(_documents(held), config.batch_tokens)).reshape(-1, 2)
     scores, summary, bins = judge(rewards[:, 0] - rewards[:, 1], held, config.seed)
     path = save_tuned(config, files, decoder, describe_data(config.data, train), run.id, scores)
-    write_safetensors(path / HEAD, {"score.weight": model.score.weight.detach().numpy()})
+    write_safetensors(path / HEAD, {"score.weight": model.score.weight.detach().cpu().numpy()})
 
     def fill(report: Report) -> None:
         rows = [(b.pairs, b.confidence, b.right) for b in bins]
@@ -194,8 +195,7 @@ def load_reward(ref: str) -> tuple[RewardModel, ModelFiles]:
     folder = next((p for p in (files.path, *files.parts) if (p / HEAD).is_file()), None)
     if folder is None:
         raise NotFound("not a reward model", where=ref, cure="train one: ladderlm align PAIRS --objective reward")
-    decoder = load_decoder(files)
-    model = RewardModel(decoder).requires_grad_(False)
+    model = RewardModel(load_decoder(files)).requires_grad_(False).to(torch.get_default_device())
     weight = read_safetensors(folder / HEAD)["score.weight"].array()
     if weight.shape != (1, files.arch.dim):
         raise FormatError(f"a head of shape {weight.shape}", where=str(folder / HEAD))

@@ -19,10 +19,12 @@ import torch
 
 from ladderlm import engine, events
 from ladderlm.data.shapes import conversation
+from ladderlm.engine.backend import Backend
 from ladderlm.engine.engine import Engine
 from ladderlm.errors import LadderError, NotFound, UsageError
 from ladderlm.models.folder import ModelFiles
 from ladderlm.models.weights import Blocks
+from ladderlm.nn.backend import TorchBackend
 from ladderlm.nn.decoder import Decoder
 from ladderlm.nn.loss import Batch, make_shared, nats
 from ladderlm.nn.tuned import merged_state
@@ -32,6 +34,7 @@ from ladderlm.train.result import bad_rows
 from ladderlm.types import FloatArray, Record, Sampling, Value
 
 TOGETHER = 64  # prompts that are answered at a time
+KV_BYTES = 2**31  # for keys and values on a GPU, whose memory the training needs
 AGREE = 0.01  # nats by which engine and training model may differ over a token, in the mean
 
 
@@ -111,8 +114,7 @@ class Roller:
         if decoder is None:
             self._engine = engine.load(files, threads=threads or None, speculate=False)
             return
-        backend = engine.on_cpu(decoder.arch, PolicyWeights(decoder), threads=threads or None)
-        self._engine = Engine(backend, files.tokenizer, speculate=False)
+        self._engine = Engine(_backend(decoder, threads), files.tokenizer, speculate=False)
 
     def update(self) -> None:
         """Takes over the decoder's weights as they are now."""
@@ -159,6 +161,14 @@ class Roller:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _backend(decoder: Decoder, threads: int) -> Backend:
+    """Runs the decoder's weights where it trains, in float32 as the processor's engine does."""
+    weights, device = PolicyWeights(decoder), decoder.model.embed_tokens.weight.device
+    if device.type == "cpu":
+        return engine.on_cpu(decoder.arch, weights, threads=threads or None)
+    return TorchBackend(decoder.arch, weights, device=str(device), dtype=torch.float32, kv_bytes=KV_BYTES)
 
 
 def _seed(*parts: int) -> int:

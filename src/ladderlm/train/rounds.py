@@ -84,7 +84,9 @@ class Reference:
 
     def __init__(self, decoder: Decoder, files: ModelFiles, method: str) -> None:
         self._decoder = decoder
-        self._copy = load_decoder(files).requires_grad_(False) if method in WEIGHTS else None
+        self._copy: Decoder | None = None
+        if method in WEIGHTS:
+            self._copy = load_decoder(files).requires_grad_(False).to(torch.get_default_device())
 
     @torch.no_grad()
     def logprobs(self, prompts: Sequence[Prompt], answers: Sequence[Answer], budget: int) -> list[tuple[float, ...]]:

@@ -252,6 +252,7 @@ class FinetuneConfig(Value):
     cooldown: float = option(0.8, "last share of the steps, over which the learning rate falls to zero")
     precision: str = option("auto", "of products; weights stay in fp32; auto: bf16 where the hardware has it",
                             choices=("auto", "fp32", "bf16"))  # fmt: skip
+    device: str = option("cpu", "where to train", choices=DEVICES)
     skip_bad: bool = option(False, "leave out records that cannot be used, instead of stopping")
     seed: int = option(0, "seed of adapter and order")
     threads: int = option(0, "processor threads; 0: all")
@@ -274,6 +275,7 @@ class AlignConfig(Value):
     held_out: str = option("", "records to measure on; else a tenth of the data is kept apart")
     beta: float = option(-1.0, "how dear it is to move away from the reference; -1: 0.1, simpo 2, grpo 0.02, ppo 0.05")
     gamma: float = option(1.0, "simpo: by how much the chosen answer should be the likelier, after beta")
+    sft: float = option(0.0, "dpo, ipo, simpo: weight of the chosen answers' own loss a token, which keeps them likely")
     reward: str = option("", "grpo, ppo, best-of-n: a reward model; default: each record's own check (answer, pattern, "
                              "schema or tests)")  # fmt: skip
     judge: str = option("", "a second reward model, or check, that is not learnt from: tells a hacked reward")
@@ -309,6 +311,7 @@ class AlignConfig(Value):
         "grpo and ppo fp32, as the engine draws",
         choices=("auto", "fp32", "bf16"),
     )
+    device: str = option("cpu", "where to train", choices=DEVICES)
     skip_bad: bool = option(False, "leave out records that cannot be used, instead of stopping")
     seed: int = option(0, "seed of adapter and order")
     threads: int = option(0, "processor threads; 0: all")

@@ -25,6 +25,7 @@ from ladderlm.nn.four_bits import hold_in_4_bits, load_decoder4
 from ladderlm.nn.lora import adapter_tensors, add_ia3, add_lora
 from ladderlm.nn.soft import add_soft, soft_tensors
 from ladderlm.nn.tuned import Model, layers_of, merged_state
+from ladderlm.train.device import on_processor
 from ladderlm.train.optim import Optimiser
 from ladderlm.train.result import destination
 from ladderlm.train.settings import LORAS, METHODS, SOFT
@@ -57,6 +58,8 @@ class Tuning(Protocol):
     @property
     def lr(self) -> float: ...
     @property
+    def device(self) -> str: ...
+    @property
     def seed(self) -> int: ...
     @property
     def replace(self) -> bool: ...
@@ -65,8 +68,10 @@ class Tuning(Protocol):
 def prepare(config: Tuning, files: ModelFiles, *, lora_lr: float, full_lr: float) -> tuple[Decoder, Optimiser]:
     """A decoder to train and its optimiser. `lr` 0 means the usual rate of the method."""
     known(config.method)
-    decoder = load_decoder4(files) if config.method == "qlora" else load_decoder(files)
-    adapt(decoder, config, files)
+    with on_processor():
+        decoder = load_decoder4(files) if config.method == "qlora" else load_decoder(files)
+        adapt(decoder, config, files)
+    decoder.to(config.device)
     return decoder, optimiser(decoder, config, lora_lr=lora_lr, full_lr=full_lr)
 
 
