@@ -34,8 +34,9 @@ def measure(minute: bool) -> dict[str, Any]:
         made = [{"text": text, "label": NAMES[label]} for text, label in rows if label in NAMES]
         data.write_text("".join(json.dumps(row) + "\n" for row in made[: 400 if minute else None]), encoding="utf-8")
         config = ClimbConfig(
-            str(data), out=str(Path(folder) / "made"), only=QUICK if minute else (), test=40 if minute else 300
-        )
+            str(data), out=str(Path(folder) / "made"), only=QUICK if minute else (), test=40 if minute else 300,
+            threads=int(os.environ.get("LADDERLM_BENCH_THREADS", "0")),
+        )  # fmt: skip
         began = time.monotonic()
         climbed = run(config)
         minutes = (time.monotonic() - began) / 60
@@ -59,7 +60,7 @@ def measure(minute: bool) -> dict[str, Any]:
         }
         for r in climbed.rungs
     }  # fmt: skip
-    return {"bars": bars, "minutes": minutes, "rungs": figures, "sentence": climbed.sentence}
+    return {"bars": bars, "threads": config.threads or os.cpu_count(), "minutes": minutes, "rungs": figures, "sentence": climbed.sentence}
 
 
 def recommended(scores: dict[str, tuple[float, ...]]) -> str:
