@@ -60,7 +60,8 @@ def measure(minute: bool) -> dict[str, Any]:
         }
         for r in climbed.rungs
     }  # fmt: skip
-    return {"bars": bars, "threads": config.threads or os.cpu_count(), "minutes": minutes, "rungs": figures, "sentence": climbed.sentence}
+    found = {"bars": bars, "threads": config.threads or os.cpu_count(), "minutes": minutes}
+    return {**found, "rungs": figures, "sentence": climbed.sentence}
 
 
 def recommended(scores: dict[str, tuple[float, ...]]) -> str:
