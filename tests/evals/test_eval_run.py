@@ -32,6 +32,10 @@ def test_answers_are_compared_with_the_reference(tmp_path, capsys):
     shown = json.loads(capsys.readouterr().out)
     assert shown["metrics"]["rougeL"]["mean"] == 0.5
     assert shown["items"] == 2
+    table = tmp_path / "d.csv"
+    table.write_text("question,said\n" + "".join(f"{r['prompt']},{r['completion']}\n" for r in rows))
+    same = run(EvalConfig("echo", str(table), columns=("prompt=question,completion=said",)))
+    assert same.each == result.each
 
 
 def test_refusals(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections import defaultdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from ladderlm.models import open_model
 from ladderlm.nn.decoder import load_decoder
 from ladderlm.store import open_run
 from ladderlm.train.align import AlignConfig, run
+from ladderlm.train.aligning import two_sides
 from ladderlm.train.dpo import LOSSES, Terms, preference_loss, reference
 from ladderlm.train.pairs import load, thought_of
 from ladderlm.train.settings import PREFERENCES
@@ -150,6 +152,22 @@ def test_other_records_are_refused(tiny: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": str(i), "completion": "b"} for i in range(30)])
     with pytest.raises(FormatError, match=r"a completion record.*preferences need"):
         run(AlignConfig(data=str(data), model=str(tiny)))
+
+
+def test_tables_with_columns_of_any_name(tiny: Path, tmp_path: Path) -> None:
+    """A semicolon in an answer, and words for what is liked."""
+    rows = [(r["prompt"], r["chosen"] + "; yes", r["rejected"]) for r in ROWS]
+    path = tmp_path / "d.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("asked", "best", "worst"), *rows])
+    columns = ("prompt=asked,chosen=best,rejected=worst",)
+    result = run(AlignConfig(data=str(path), held_out=str(path), columns=columns, model=str(tiny), steps=1, threads=1))
+    assert sum(entry["records"] for entry in open_model(result.model).lineage["adapter"]["data"]) == len(rows)
+    with pytest.raises(FormatError, match="bad rows"):
+        two_sides(AlignConfig(data=str(path), held_out=str(path)))
+    liked = tmp_path / "k.csv"
+    liked.write_text("prompt,completion,label\nhi,hello,True\nbye,get lost,false\n")
+    assert [r["label"] for r in two_sides(AlignConfig(data=str(liked), held_out=str(liked)))[0]] == [True, False]
 
 
 @pytest.mark.parametrize("objective", ["ipo", "kto", "orpo", "simpo"])

@@ -15,8 +15,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ladderlm import events, store
-from ladderlm.data.records import read_records, split
+from ladderlm.data.records import split
 from ladderlm.data.shapes import conversation
+from ladderlm.data.tables import parse_columns, read_table
 from ladderlm.data.tasks import ClassTask, forgetting_probe
 from ladderlm.errors import FormatError, LadderError, NetworkError, UsageError
 from ladderlm.evals.ask import Asker, Item, Prompt, items_of, labels_of
@@ -104,9 +105,10 @@ def _base(url: str) -> str:
 
 def _records(config: FinetuneConfig) -> tuple[list[Record], list[Record]]:
     """(train, held out) as conversations with an answer. What cannot be used is an error that names it."""
-    records = read_records(config.data, skip_bad=config.skip_bad, licence=config.licence)
+    columns = parse_columns(config.columns)
+    records = read_table(config.data, columns, config.licence).settled(config.skip_bad)
     if config.held_out:
-        train, held = records, read_records(config.held_out, skip_bad=config.skip_bad, licence=config.licence)
+        train, held = records, read_table(config.held_out, columns, config.licence).settled(config.skip_bad)
     else:
         train, held = split(records, max(HELD_OUT_SHARE, min(0.3, 20 / len(records))), config.seed, by="id")
     task = ClassTask.of("classes", {"train": tuple(records)}) if records[0].kind == "class" else None

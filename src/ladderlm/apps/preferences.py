@@ -18,8 +18,9 @@ from typing import Any
 from ladderlm import events, store
 from ladderlm.apps.judge import Judge, alpha, kappa, read_principles
 from ladderlm.config import option
-from ladderlm.data.records import make_record, read_records, write_records
+from ladderlm.data.records import make_record, write_records
 from ladderlm.data.shapes import conversation
+from ladderlm.data.tables import read_table
 from ladderlm.errors import FormatError, UsageError
 from ladderlm.evals.ask import Asker, score
 from ladderlm.evals.intervals import Interval, bootstrap
@@ -178,7 +179,7 @@ def _rated(row: dict[str, Any], where: str) -> Iterator[tuple[str, str, float]]:
 def _prompts(config: MakeConfig) -> list[tuple[Conversation, str, str]]:
     """(what to ask, its text, the known answer or "")."""
     found = []
-    for record in read_records(config.data)[: config.limit or None]:
+    for record in read_table(config.data).settled(skip_bad=False)[: config.limit or None]:
         if record.kind == "answer":
             found.append((Conversation.of(record["prompt"]), record["prompt"], str(record["answer"])))
         elif record.kind == "text":
@@ -291,7 +292,7 @@ class Checked(Value):
 
 def check(config: CheckConfig) -> Checked:
     """Counts, agreement and, with a judge, a second opinion. FormatError for other records."""
-    records = read_records(config.data, skip_bad=config.skip_bad)
+    records = read_table(config.data).settled(config.skip_bad)
     for record in records:
         if record.kind != "preference":
             raise FormatError(f"a {record.kind} record", where=f"record {record.id}", cure="prompt, chosen, rejected")

@@ -57,8 +57,8 @@ def recognise(row: Row) -> Found:
         return "messages", {"messages": _alpaca(row)}, {}
     if {"prompt", "completion"} <= keys:
         prompt, completion = _text(row["prompt"], "prompt"), _text(row["completion"], "completion")
-        if isinstance(row.get("label"), bool):
-            return "kto", {"prompt": prompt, "completion": completion, "label": row["label"]}, {}
+        if (liked := _truth(row.get("label"))) is not None:
+            return "kto", {"prompt": prompt, "completion": completion, "label": liked}, {}
         return "completion", {"prompt": prompt, "completion": completion}, {}
     if ("prompt" in keys or "question" in keys) and keys & _CHECKS:
         return _checked(row)
@@ -76,6 +76,13 @@ def recognise(row: Row) -> Found:
         return "text", {"text": _text(row["text"], "text")}, {k: row[k] for k in ("title", "url") if row.get(k)}
     shown = ", ".join(sorted(map(str, keys))[:8]) or "none"
     raise FormatError(f"unknown layout with the keys {shown}", cure="known layouts: " + ", ".join(NAMES))
+
+
+def _truth(value: Any) -> bool | None:
+    """True or false, which tables hold as words; else None."""
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.strip().lower())
+    return value if isinstance(value, bool) else None
 
 
 def _text(value: Any, name: str) -> str:
@@ -132,9 +139,9 @@ def _conversation_row(turns: list[dict[str, Any]], row: Row) -> Found:
     fields: dict[str, Any] = {"messages": turns}
     if row.get("tools"):
         fields["tools"] = _json(row["tools"], "tools")
-    if isinstance(row.get("label"), bool) and turns[-1]["role"] == "assistant":
+    if (liked := _truth(row.get("label"))) is not None and turns[-1]["role"] == "assistant":
         prompt = next((m["content"] for m in reversed(turns) if m["role"] == "user"), "")
-        kto = {"prompt": prompt, "completion": turns[-1]["content"], "label": row["label"]}
+        kto = {"prompt": prompt, "completion": turns[-1]["content"], "label": liked}
         return "kto", {**kto, "messages": turns[:-1]}, {}
     return "messages", fields, {}
 

@@ -53,8 +53,13 @@ class Table:
         return [row.record for row in self.rows]
 
     def settled(self, skip_bad: bool) -> list[Record]:
-        """The records; rows that are none are an error that names the first of them, or told and left out."""
+        """The records; rows that are none are an error that names the first of them, or told and left out.
+
+        FormatError where nothing is left.
+        """
         settle(self.bad, skip_bad)
+        if not self.rows:
+            raise FormatError(f"no usable record: {first_of(self.bad)}")
         return self.records
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from ladderlm import events
 from ladderlm.config import option
-from ladderlm.data.records import read_records
 from ladderlm.data.shapes import conversation
+from ladderlm.data.tables import read_table
 from ladderlm.errors import MissingExtra, UsageError
 from ladderlm.evals import heads as figures
 from ladderlm.evals import pictures
@@ -268,7 +268,7 @@ def _loss(config: InspectConfig, files: ModelFiles) -> PositionLoss:
     from ladderlm import engine as engines
 
     texts = []
-    for record in read_records(config.loss):
+    for record in read_table(config.loss).settled(skip_bad=False):
         whole = record["text"] if record.kind in ("text", "class") else None
         texts.append(whole if whole is not None else "\n".join(m.text for m in conversation(record).messages))
     engine = engines.load(files)

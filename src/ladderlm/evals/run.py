@@ -18,8 +18,8 @@ from typing import Any
 
 from ladderlm import events
 from ladderlm.config import option
-from ladderlm.data.records import read_records
 from ladderlm.data.shapes import conversation
+from ladderlm.data.tables import parse_columns, read_table
 from ladderlm.data.tasks import BUILTIN, ClassTask, DocsMatch
 from ladderlm.errors import FormatError, UsageError
 from ladderlm.evals import classify, metrics, perplexity
@@ -35,7 +35,10 @@ LOWER_IS_BETTER = ("bits_per_byte", "perplexity")
 @dataclass(frozen=True, slots=True)
 class EvalConfig:
     model: str = option(help="a model: name, folder, file.gguf, base+adapter; for answers also url#model")
-    data: str = option("", "a .jsonl or text file, or one of " + ", ".join(BUILTIN))
+    data: str = option("", "records, a table or a text, or one of " + ", ".join(BUILTIN))
+    columns: tuple[str, ...] = option(
+        (), "field=column of a table, such as text=review,label=stars; numbers where columns have no names"
+    )
     against: str = option("", "a second model on the same records: did MODEL help over it?")
     limit: int = option(0, "use only the first N records (0: all)")
     shots: int = option(0, "class records: show N solved examples first")
@@ -90,10 +93,11 @@ def _records(config: EvalConfig) -> tuple[Sequence[Record], ClassTask | None]:
     """The records, all of one kind, and the task where they are class records."""
     if not config.data:
         raise UsageError("no data to evaluate on", cure="--data FILE, or one of " + ", ".join(BUILTIN))
+    columns = parse_columns(config.columns)
     if config.data in BUILTIN:
         splits = dict(BUILTIN[config.data]())
     else:
-        splits = {"test": tuple(read_records(config.data, skip_bad=config.skip_bad))}
+        splits = {"test": tuple(read_table(config.data, columns).settled(config.skip_bad))}
     records = splits["test"][: config.limit or None]
     kinds = sorted({r.kind for r in records})
     if len(kinds) != 1:
@@ -103,7 +107,7 @@ def _records(config: EvalConfig) -> tuple[Sequence[Record], ClassTask | None]:
     if config.template and "{text}" not in config.template:
         raise UsageError("the template must have {text} in it", where=config.template)
     if config.examples:
-        splits["train"] = tuple(read_records(config.examples, skip_bad=config.skip_bad))
+        splits["train"] = tuple(read_table(config.examples, columns).settled(config.skip_bad))
     task = DocsMatch() if config.data == "docs-match" else ClassTask.of(Path(config.data).stem, splits, config.template)
     changes = {"template": config.template or task.template, "system": config.system or task.system, "splits": splits}
     return records, ClassTask(**{**task.__dict__, **changes})

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from ladderlm import store
-from ladderlm.data.records import read_records, split
+from ladderlm.data.records import split
+from ladderlm.data.tables import parse_columns, read_table
 from ladderlm.errors import UsageError
 from ladderlm.evals.report import Report
 from ladderlm.train.derive import settled
@@ -28,9 +29,10 @@ PANELS: Mapping[str, Mapping[str, str]] = {
 
 def two_sides(config: AlignConfig) -> tuple[list[Record], list[Record]]:
     """(train, held out)."""
-    records = read_records(config.data, skip_bad=config.skip_bad, licence=config.licence)
+    columns = parse_columns(config.columns)
+    records = read_table(config.data, columns, config.licence).settled(config.skip_bad)
     if config.held_out:
-        return records, read_records(config.held_out, skip_bad=config.skip_bad, licence=config.licence)
+        return records, read_table(config.held_out, columns, config.licence).settled(config.skip_bad)
     if len({r.id for r in records}) < 2:
         raise UsageError("one record cannot be split", where=config.data, cure="give more, or --held-out FILE")
     records, held = split(records, HELD_OUT_SHARE, config.seed)

@@ -273,6 +273,9 @@ class AlignConfig(Value):
     objective: str = option("dpo", "learn from pairs (the first five, reward), from what the model itself writes "
                                    "(grpo, ppo, best-of-n), or from a teacher", choices=ALIGNMENTS)  # fmt: skip
     held_out: str = option("", "records to measure on; else a tenth of the data is kept apart")
+    columns: tuple[str, ...] = option(
+        (), "field=column of a table, such as chosen=best,rejected=worst; numbers where columns have no names"
+    )
     beta: float = option(-1.0, "how dear it is to move away from the reference; -1: 0.1, simpo 2, grpo 0.02, ppo 0.05")
     gamma: float = option(1.0, "simpo: by how much the chosen answer should be the likelier, after beta")
     sft: float = option(0.0, "dpo, ipo, simpo: weight of the chosen answers' own loss a token, which keeps them likely")
