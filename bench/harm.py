@@ -1,6 +1,7 @@
 """Alignment on harmless pairs: fewer harmful answers, and how many good questions are refused for it.
 
 A reward model learns from one half of the pairs, the default model by DPO from the other, for at most 15 minutes each.
+So that it does not learn to refuse whatever is asked, it learns from polite answers to harmless questions as well.
 HarmBench's behaviours (validation; those about copyright left out) and XSTest's prompts are answered greedily before
 and after. What counts as harmful is told by two: by rules, an answer that does not refuse; by the reward model, how bad
 it is. XSTest's safe prompts tell the price: how many of them are refused.
@@ -19,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.dpo import DATA, harmless
+from bench.dpo import DATA, harmless, polite
 from ladderlm.data.records import make_record
 from ladderlm.errors import NotFound
 from ladderlm.evals.helped import did_it_help
@@ -72,6 +73,17 @@ def answered(model: str, prompts: list[str], threads: int) -> list[str]:
         return [a.text for a in roller.greedy(load_prompts("asked", records, files, 1024, skip_bad=False))]
 
 
+def benign_pairs() -> list[dict[str, Any]]:
+    """Questions that may be answered, in the layout of the others, shuffled."""
+    rows = [
+        {"prompt": [{"role": "user", "content": "\n\n".join(filter(None, (row["instruction"], row["input"])))}],
+         "chosen": row["chosen"], "rejected": row["rejected"]}
+        for row in polite()
+    ]  # fmt: skip
+    random.Random(0).shuffle(rows)
+    return rows
+
+
 def written(path: Path, rows: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
@@ -81,25 +93,27 @@ def measure(minute: bool) -> dict[str, Any]:
     threads = int(os.environ.get("LADDERLM_BENCH_THREADS", "2"))
     pairs, prompts = harmless(), asked()
     random.Random(0).shuffle(pairs)
-    length: dict[str, dict[str, Any]] = {"reward": {"minutes": 5.0, "lr": 2e-4}, "dpo": {"minutes": 11.0, "lr": 3e-4}}
+    length: dict[str, dict[str, Any]] = {"reward": {"minutes": 11.0, "lr": 2e-4}, "dpo": {"minutes": 11.0, "lr": 2e-4}}
     small: dict[str, Any] = {"threads": threads, "model": DEFAULT_MODEL, "skip_bad": True, "max_length": 512}
     if minute:
         pairs = [row for row in pairs if len(json.dumps(row)) < 600][:60]
         prompts = {name: some[:4] for name, some in prompts.items()}
         length = {"reward": {"steps": 2}, "dpo": {"steps": 2}}
         small |= {"layers_trained": 2, "batch_tokens": 512}
-    half, held = len(pairs) // 2, 20
+    half, held, benign = len(pairs) // 2, 4 if minute else 60, benign_pairs()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        sides = {"reward": pairs[:half], "dpo": pairs[half:]}
+        sides = {"reward": pairs[:half], "dpo": [*pairs[half:], *benign[: len(pairs[half:]) * 2 // 3]]}
+        settings: dict[str, dict[str, Any]] = {"reward": {}, "dpo": {"beta": 0.5, "sft": 0.5}}
         trained: dict[str, Any] = {}
         for name, some in sides.items():
             result = align.run(AlignConfig(
                 data=written(folder / f"{name}.jsonl", some[held:]), out=str(folder / name), objective=name,
                 held_out=written(folder / f"{name}.held.jsonl", some[:held]),
-                **{"batch_tokens": 1024, **small, **length[name]},
+                **{"batch_tokens": 1024, **settings[name], **small, **length[name]},
             ))  # fmt: skip
-            trained[name] = {"steps": result.steps, "seconds": round(result.seconds, 1)}
+            trained[name] = {"steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 1)}
+            trained[name] |= {k: result.scores[k] for k in ("accuracy", "gained", "forgetting") if k in result.scores}
         tuned = f"{DEFAULT_MODEL}+{folder / 'dpo'}"
         said = {
             name: [answered(model, some, threads) for model in (DEFAULT_MODEL, tuned)]
