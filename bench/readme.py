@@ -191,8 +191,8 @@ def tuning(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
     if p := found.get("ppo"):
         reward, judged = p["ppo"]["reward"], p["ppo"]["judged"]
         line = (
-            f"reward {reward['before']['mean']:.2f} to {reward['after']['mean']:.2f}, an unseen judge's "
-            f"{judged['before']['mean']:.2f} to {judged['after']['mean']:.2f}"
+            f"reward {reward['before']['mean']:.3f} to {reward['after']['mean']:.3f}, an unseen judge's "
+            f"{judged['before']['mean']:.3f} to {judged['after']['mean']:.3f}"
         )
         rows.append(("PPO, held-out instructions", line, "ppo"))
     if h := found.get("harm"):
