@@ -11,6 +11,7 @@ from ladderlm.train import best, distil, dpo, grpo, ppo, reward
 from ladderlm.train.device import on
 from ladderlm.train.result import Result, begin, use_threads
 from ladderlm.train.settings import ALIGNMENTS, PREFERENCES, AlignConfig
+from ladderlm.train.watching import check_best
 from ladderlm.types import Run
 
 _LEARN: dict[str, Callable[[AlignConfig, Run, ModelFiles], Result]] = {
@@ -32,6 +33,9 @@ def run(config: AlignConfig) -> Result:
         raise UsageError(f"unknown objective {config.objective!r}", cure=nearest(config.objective, ALIGNMENTS))
     if config.beta != -1 and (config.beta < 0 or (config.beta == 0 and config.objective not in ("grpo", "ppo"))):
         raise UsageError("beta must be positive", where=f"beta={config.beta}")
+    if config.evaluate_every and config.objective in ("grpo", "ppo", "best-of-n"):
+        raise UsageError("they draw what they learn from", where="evaluate_every", cure="see reward in metrics.jsonl")
+    check_best(config)
     use_threads(config.threads)
     with on(config.device):
         return _LEARN[config.objective](config, run_, open_model(config.model))

@@ -46,6 +46,7 @@ def loop_config(config: AlignConfig, steps: int, accumulate: int = 1) -> LoopCon
     return LoopConfig(
         steps=config.steps or (0 if config.minutes else max(1, steps)), minutes=config.minutes, accumulate=accumulate,
         warmup=config.warmup, cooldown=config.cooldown, seed=config.seed, precision=precision(config),
+        evaluate_every=config.evaluate_every, best=config.best,
     )  # fmt: skip
 
 

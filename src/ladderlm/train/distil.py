@@ -28,7 +28,16 @@ from ladderlm.nn.loss import ROWS, Batch, mean_nats, wanted_hidden
 from ladderlm.nn.tuned import without_adapter
 from ladderlm.train.aligning import loop_config, two_sides
 from ladderlm.train.distributed import World
-from ladderlm.train.examples import Example, Packing, example_nats, make_all, make_example, per_document, sorted_batch
+from ladderlm.train.examples import (
+    Example,
+    Packing,
+    example_nats,
+    grouped,
+    make_all,
+    make_example,
+    per_document,
+    sorted_batch,
+)
 from ladderlm.train.held import answered
 from ladderlm.train.loop import fit
 from ladderlm.train.page import Page
@@ -36,6 +45,7 @@ from ladderlm.train.result import Result, bad_rows, check_finished, conclude, de
 from ladderlm.train.rollout import Roller, load_prompts
 from ladderlm.train.settings import AlignConfig
 from ladderlm.train.tuning import prepare, room, save_tuned
+from ladderlm.train.watching import watch
 from ladderlm.types import Record, Run
 
 Loss = Callable[[Decoder, Batch], tuple[Tensor, dict[str, float]]]
@@ -80,9 +90,12 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
         loss, measure, metric = mean_nats, _text_loss, "loss per token of the teacher's answers"
     side = _Held(metric, measure, held, config.batch_tokens, records["held out"], files)
     told = Page(decoder, files, side, config.seed, functools.partial(without_adapter, decoder))
+    groups = grouped([len(e.ids) for e in held], config.batch_tokens)
+    held_batches = [sorted_batch([held[i] for i in group]) for group in groups]
     fitted = fit(
         decoder, loss, lambda i: sorted_batch([examples[k] for k in packing(i)]), optimiser, run,
-        loop_config(config, packing.batches_in(config.epochs)), stage="align", world=World(device=config.device),
+        loop_config(config, packing.batches_in(config.epochs)), watch=watch(config, decoder, loss, held_batches),
+        stage="align", world=World(device=config.device),
     )  # fmt: skip
     check_finished(run, fitted, "align")
     outcome = told.after(decoder, destination(config.out).name)

@@ -34,7 +34,7 @@ from ladderlm.nn.loss import nats
 from ladderlm.nn.tuned import without_adapter
 from ladderlm.train.aligning import loop_config, panels, precision, two_sides
 from ladderlm.train.distributed import World
-from ladderlm.train.examples import Packing, per_document
+from ladderlm.train.examples import Packing, grouped, per_document
 from ladderlm.train.held import HeldPairs
 from ladderlm.train.loop import fit
 from ladderlm.train.page import Page
@@ -42,6 +42,7 @@ from ladderlm.train.pairs import Pair, PairBatch, load, pair_batch, thought_of, 
 from ladderlm.train.result import Result, check_finished, conclude, describe_data, destination
 from ladderlm.train.settings import SOFT, AlignConfig
 from ladderlm.train.tuning import WEIGHTS, prepare, room, save_tuned
+from ladderlm.train.watching import watch
 from ladderlm.types import Run
 
 REFERENCE_FREE = ("orpo", "simpo")
@@ -151,9 +152,12 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
         terms = Terms(policy_P2, batch.reference_P2, batch.counts_P2, batch.liked_P)
         return preference_loss(name, terms, config.price, config.gamma, config.sft)
 
+    groups = grouped([p.tokens for p in before], config.batch_tokens)
+    held_batches = [pair_batch([before[i] for i in group], shared=shared) for group in groups]
     fitted = fit(
         decoder, loss, lambda i: pair_batch(referenced(packing(i)), shared=shared), optimiser, run,
-        loop_config(config, packing.batches_in(config.epochs)), stage="align", world=World(device=config.device),
+        loop_config(config, packing.batches_in(config.epochs)), watch=watch(config, decoder, loss, held_batches),
+        stage="align", world=World(device=config.device),
     )  # fmt: skip
     check_finished(run, fitted, "align")
     outcome = page.after(decoder, destination(config.out).name) if page else None

@@ -15,7 +15,7 @@ from ladderlm.nn.tuned import without_adapter
 from ladderlm.train.derive import settled
 from ladderlm.train.device import on, on_processor
 from ladderlm.train.distributed import World
-from ladderlm.train.examples import Packing
+from ladderlm.train.examples import Packing, grouped
 from ladderlm.train.loop import fit
 from ladderlm.train.material import Material, load_material
 from ladderlm.train.optim import Optimiser
@@ -25,6 +25,7 @@ from ladderlm.train.settings import FinetuneConfig, LoopConfig
 from ladderlm.train.tasks.embed import Embed
 from ladderlm.train.tasks.task import LOSS, Piece
 from ladderlm.train.tuning import adapt, optimiser, prepare, save_tuned
+from ladderlm.train.watching import check_best, watch
 from ladderlm.types import Run
 
 LORA_LR, FULL_LR = 5e-4, 5e-5
@@ -36,6 +37,7 @@ def run(config: FinetuneConfig) -> Result:
         raise UsageError("no data to train on", cure="name a file of records")
     run_, config = begin("finetune", config, config.resume)
     use_threads(config.threads)
+    check_best(config)
     with on(config.device):
         return _tune(config, run_, open_model(config.model))
 
@@ -53,7 +55,8 @@ def _tune(config: FinetuneConfig, run_: Run, files: ModelFiles) -> Result:
     page = Page(model, files, held, config.seed, functools.partial(without_adapter, model))
     fitted = fit(
         model, task.loss, lambda i: task.batch([examples[k] for k in packing(i)]), steps, run_,
-        loop_config(config, packing), stage="finetune", world=World(device=config.device),
+        loop_config(config, packing), watch=watch(config, model, task.loss, held_batches(config, material)),
+        stage="finetune", world=World(device=config.device),
     )  # fmt: skip
     check_finished(run_, fitted, "finetune")
     outcome = page.after(model, destination(config.out).name)
@@ -61,6 +64,13 @@ def _tune(config: FinetuneConfig, run_: Run, files: ModelFiles) -> Result:
     path = save_tuned(config, files, model, describe_data(config.data, material.records), run_.id, scores)
     title = f"Fine-tuning of {files.name}"
     return conclude(run_, title, outcome.sentence, path, fitted, scores, material.report, outcome)
+
+
+def held_batches(config: FinetuneConfig, material: Material) -> list[Any]:
+    """The held-out examples, those of one length together."""
+    examples = material.held_examples
+    groups = grouped([e.tokens for e in examples], config.batch_tokens)
+    return [material.task.batch([examples[i] for i in group]) for group in groups]
 
 
 def losses(found: Sequence[Helped]) -> dict[str, float]:
@@ -93,7 +103,7 @@ def loop_config(config: FinetuneConfig, packing: Packing) -> LoopConfig:
         steps = packing.batches_in(config.epochs)
     return LoopConfig(
         steps=steps, minutes=config.minutes, warmup=config.warmup, cooldown=config.cooldown, seed=config.seed,
-        precision=settled(config.precision, config.device),
+        precision=settled(config.precision, config.device), evaluate_every=config.evaluate_every, best=config.best,
     )  # fmt: skip
 
 

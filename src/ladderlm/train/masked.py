@@ -24,12 +24,12 @@ from ladderlm.train.objective import (
     framed,
     held_batches,
     held_tokens,
-    mean_loss,
     proportion,
     sizes,
     text_windows,
 )
 from ladderlm.train.settings import PretrainConfig
+from ladderlm.train.watching import mean_loss
 from ladderlm.types import Record
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -178,7 +178,7 @@ class Masked:
         return held_batches(self._batches(kept, count, self.config.seed + 1, MEASURED), kept, size, count)
 
     def held_out_loss(self, model: Encoder, held: Sequence[Record]) -> float:
-        return mean_loss(self, model, self._held(held))
+        return mean_loss(model, self.loss, self._held(held))
 
     @torch.no_grad()
     def measure(self, model: Encoder, held: Sequence[Record], tokens: Tokens) -> tuple[dict[str, Any], str]:

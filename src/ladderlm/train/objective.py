@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ladderlm.data.shards import Shards
@@ -109,14 +108,6 @@ def held_tokens(tokenizer: Tokenizer, held: Sequence[Record], least: int) -> Tok
 def held_batches(get: Callable[[int], Any], tokens: Tokens, size: int, batch: int) -> list[Any]:
     """About one pass over `tokens`."""
     return [get(i) for i in range(max(1, len(tokens.ids_N) // (size * batch)))]
-
-
-@torch.no_grad()
-def mean_loss(objective: Objective, model: Any, batches: Sequence[Any]) -> float:
-    """The objective's loss over all of `batches`."""
-    model.eval()
-    losses = [(objective.loss(model, b)[0].item(), b.weight) for b in batches]
-    return sum(loss * weight for loss, weight in losses) / sum(weight for _, weight in losses)
 
 
 def sizes(config: PretrainConfig, vocab_size: int) -> dict[str, Any]:

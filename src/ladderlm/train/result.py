@@ -121,7 +121,8 @@ def conclude(
     rows = store.read_jsonl(run.metrics)
     curves = {"training": [(r["step"], r["loss"]) for r in rows]}
     held = [(r["step"], r["held_out_loss"]) for r in rows if "held_out_loss" in r]
-    report.section("Course").curve("loss", curves | ({"held out": held} if held else {}), y="loss")
+    kept = f"The weights are those of step {fit.best:,}, where the held-out loss was lowest." if fit.best else ""
+    report.section("Course", kept).curve("loss", curves | ({"held out": held} if held else {}), y="loss")
     speed = fit.tokens / max(fit.seconds, 1e-9)
     report.table(("steps", "tokens", "seconds", "tokens/s"), [(fit.steps, fit.tokens, fit.seconds, speed)])
     if planned:

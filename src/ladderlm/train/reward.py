@@ -28,13 +28,14 @@ from ladderlm.nn.linear import Linear
 from ladderlm.text.render import render
 from ladderlm.train.aligning import loop_config, panels, two_sides
 from ladderlm.train.distributed import World
-from ladderlm.train.examples import Packing
+from ladderlm.train.examples import Packing, grouped
 from ladderlm.train.loop import fit
 from ladderlm.train.optim import Optimiser
 from ladderlm.train.pairs import Pair, load
 from ladderlm.train.result import Result, check_finished, conclude, describe_data
 from ladderlm.train.settings import AlignConfig
 from ladderlm.train.tuning import prepare, room, save_tuned
+from ladderlm.train.watching import watch
 from ladderlm.types import Record, Run
 
 HEAD = "reward_head.safetensors"  # beside the weights or the adapter
@@ -144,9 +145,12 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     def loss(model: RewardModel, batch: Texts) -> tuple[Tensor, dict[str, float]]:
         return reward_loss(model(batch).view(-1, 2))
 
+    groups = grouped([p.tokens for p in held], config.batch_tokens)
+    held_batches = [texts(_documents([held[i] for i in group])) for group in groups]
     fitted = fit(
         model, loss, lambda i: texts(_documents([pairs[k] for k in packing(i)])), optimiser, run,
-        loop_config(config, packing.batches_in(config.epochs)), stage="align", world=World(device=config.device),
+        loop_config(config, packing.batches_in(config.epochs)), watch=watch(config, model, loss, held_batches),
+        stage="align", world=World(device=config.device),
     )  # fmt: skip
     check_finished(run, fitted, "align")
     rewards = np.array(model.rewards(_documents(held), config.batch_tokens)).reshape(-1, 2)

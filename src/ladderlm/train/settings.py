@@ -252,6 +252,8 @@ class FinetuneConfig(Value):
     cooldown: float = option(0.8, "last share of the steps, over which the learning rate falls to zero")
     precision: str = option("auto", "of products; weights stay in fp32; auto: bf16 where the hardware has it",
                             choices=("auto", "fp32", "bf16"))  # fmt: skip
+    evaluate_every: int = option(0, "steps between measurements of the held-out loss; 0: before and after only")
+    best: bool = option(False, "keep the weights of the lowest of them, not the last")
     device: str = option("cpu", "where to train", choices=DEVICES)
     skip_bad: bool = option(False, "leave out records that cannot be used, instead of stopping")
     seed: int = option(0, "seed of adapter and order")
@@ -314,6 +316,8 @@ class AlignConfig(Value):
         "grpo and ppo fp32, as the engine draws",
         choices=("auto", "fp32", "bf16"),
     )
+    evaluate_every: int = option(0, "steps between measurements of the held-out loss; 0: before and after only")
+    best: bool = option(False, "keep the weights of the lowest of them, not the last")
     device: str = option("cpu", "where to train", choices=DEVICES)
     skip_bad: bool = option(False, "leave out records that cannot be used, instead of stopping")
     seed: int = option(0, "seed of adapter and order")

@@ -19,8 +19,9 @@ from ladderlm.nn.search import generate
 from ladderlm.nn.seq2seq import EncoderDecoder, load_encoder_decoder
 from ladderlm.text.tokenizer import Tokenizer
 from ladderlm.train.corpus import Tokens
-from ladderlm.train.objective import Counts, framed, held_batches, held_tokens, mean_loss, sizes, text_windows
+from ladderlm.train.objective import Counts, framed, held_batches, held_tokens, sizes, text_windows
 from ladderlm.train.settings import PretrainConfig
+from ladderlm.train.watching import mean_loss
 from ladderlm.types import Record
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
@@ -145,7 +146,7 @@ class Spans:
         return held_batches(self._batches(kept, count, self.config.seed + 1), kept, size, count)
 
     def held_out_loss(self, model: EncoderDecoder, held: Sequence[Record]) -> float:
-        return mean_loss(self, model, self._held(held))
+        return mean_loss(model, self.loss, self._held(held))
 
     @torch.no_grad()
     def measure(self, model: EncoderDecoder, held: Sequence[Record], tokens: Tokens) -> tuple[dict[str, Any], str]:
