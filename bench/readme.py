@@ -179,7 +179,7 @@ def tuning(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
     if t := found.get("tasks"):
         for name, task in t["tasks"].items():
             scores = ", ".join(f"{arm} {score['mean']:.2f}" for arm, score in task["scores"].items())
-            rows.append((f"{name}, {t['minutes_each']:.0f} min each", scores, "tasks"))
+            rows.append((f"{name}, {task.get('minutes_each', t.get('minutes_each')):.0f} min each", scores, "tasks"))
     if d := found.get("dpo"):
         polite, harmless = d["polite"]["gained"]["mean"], d["harmless"]["length_matched"]
         line = f"polite {polite:.1%}; harmless, of one length {harmless['mean']:.1%} [{harmless['low']:.1%}, "

@@ -54,6 +54,7 @@ class Task:
     most: int  # tokens of an answer
     score: Callable[[list[Record], list[str]], Callable[[np.ndarray], float]]
     four_bits: bool = False  # whether the base is tuned in 4 bits too
+    minutes: float = 4.0  # of each tuning
 
 
 def source(name: str) -> Path:
@@ -84,7 +85,7 @@ def names(folder: Path, test: int) -> Task:
     bare = [r for r in sides[0] if not r["spans"]][: len(named)]  # most messages name nothing: as many of them
     train = [*named, *bare]
     random.Random(0).shuffle(train)
-    return Task(train, sides[1][:test], (), 48, micro_f1)
+    return Task(train, sides[1][:test], (), 48, micro_f1, minutes=10.0)
 
 
 def instructions(folder: Path, test: int) -> Task:
@@ -143,8 +144,9 @@ def told(task: Task, asking: Asking, model: str, shots: int) -> list[str]:
         return [said.answer for said in asker.ask(prompt, items, "answers")]
 
 
-def learn(task: Task, folder: Path, minutes: float, threads: int) -> dict[str, Any]:
-    asking = Asking.of([*task.train, *task.test])
+def learn(task: Task, folder: Path, threads: int, share: float) -> dict[str, Any]:
+    """`share` of the task's minutes is what each tuning has."""
+    minutes, asking = share * task.minutes, Asking.of([*task.train, *task.test])
     write_records(folder / "train.jsonl", task.train)
     write_records(folder / "held.jsonl", task.train[-20:])
     said = {"zero-shot": told(task, asking, DEFAULT_MODEL, 0), "few-shot": told(task, asking, DEFAULT_MODEL, SHOTS)}
@@ -172,7 +174,7 @@ def learn(task: Task, folder: Path, minutes: float, threads: int) -> dict[str, A
     if task.four_bits:
         less = figures["qlora"](every) - figures["lora"](every), over["qlora"] - over["lora"]
         told_apart = {"qlora_less_lora": interval(*less)}
-    return {"items": len(task.test), "scores": found, "above_zero_shot": gains, **told_apart, "training": spent}
+    return {"items": len(task.test), "minutes_each": minutes, "scores": found, "above_zero_shot": gains, **told_apart, "training": spent}
 
 
 def interval(value: float, drawn: Sequence[float] | np.ndarray) -> dict[str, float]:
@@ -182,13 +184,13 @@ def interval(value: float, drawn: Sequence[float] | np.ndarray) -> dict[str, flo
 
 def measure(minute: bool) -> dict[str, Any]:
     threads = int(os.environ.get("LADDERLM_BENCH_THREADS", "2"))
-    test, minutes = (6, 0.02) if minute else (300, 4.0)
+    test, share = (6, 0.005) if minute else (300, 1.0)
     found, bars = {}, {}
     with tempfile.TemporaryDirectory() as data:  # all of them first: a file that is missing is known at once
         made = {name: make(Path(data), test) for name, make in TASKS.items()}
     for name, task in list(made.items())[: 1 if minute else None]:
         with tempfile.TemporaryDirectory() as scratch:
-            found[name] = learn(task, Path(scratch), minutes, threads)
+            found[name] = learn(task, Path(scratch), threads, share)
         scores, gains = found[name]["scores"], found[name]["above_zero_shot"]
         bars[f"{name}: LoRA above zero-shot and few-shot, the intervals apart"] = all(
             scores["lora"]["low"] > scores[arm]["high"] for arm in ("zero-shot", "few-shot")
@@ -200,5 +202,5 @@ def measure(minute: bool) -> dict[str, Any]:
             bars[f"{name}: QLoRA within {100 * WITHIN:g} points of LoRA"] = (
                 -WITHIN < apart["low"] <= apart["high"] < WITHIN
             )
-    plain = {"threads": threads, "model": DEFAULT_MODEL, "minutes_each": minutes, "tasks": found}
+    plain = {"threads": threads, "model": DEFAULT_MODEL, "tasks": found}
     return plain if minute else {**plain, "bars": bars}
