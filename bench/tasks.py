@@ -174,7 +174,8 @@ def learn(task: Task, folder: Path, threads: int, share: float) -> dict[str, Any
     if task.four_bits:
         less = figures["qlora"](every) - figures["lora"](every), over["qlora"] - over["lora"]
         told_apart = {"qlora_less_lora": interval(*less)}
-    return {"items": len(task.test), "minutes_each": minutes, "scores": found, "above_zero_shot": gains, **told_apart, "training": spent}
+    plain = {"items": len(task.test), "minutes_each": minutes, "scores": found, "above_zero_shot": gains}
+    return {**plain, **told_apart, "training": spent}
 
 
 def interval(value: float, drawn: Sequence[float] | np.ndarray) -> dict[str, float]:
