@@ -28,16 +28,7 @@ from ladderlm.nn.loss import ROWS, Batch, mean_nats, wanted_hidden
 from ladderlm.nn.tuned import without_adapter
 from ladderlm.train.aligning import loop_config, two_sides
 from ladderlm.train.distributed import World
-from ladderlm.train.examples import (
-    Example,
-    Packing,
-    example_nats,
-    grouped,
-    make_all,
-    make_example,
-    per_document,
-    sorted_batch,
-)
+from ladderlm.train.examples import Example, Packing, example_nats, make_all, make_example, per_document, sorted_batch
 from ladderlm.train.held import answered
 from ladderlm.train.loop import fit
 from ladderlm.train.page import Page
@@ -90,11 +81,9 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
         loss, measure, metric = mean_nats, _text_loss, "loss per token of the teacher's answers"
     side = _Held(metric, measure, held, config.batch_tokens, records["held out"], files)
     told = Page(decoder, files, side, config.seed, functools.partial(without_adapter, decoder))
-    groups = grouped([len(e.ids) for e in held], config.batch_tokens)
-    held_batches = [sorted_batch([held[i] for i in group]) for group in groups]
     fitted = fit(
         decoder, loss, lambda i: sorted_batch([examples[k] for k in packing(i)]), optimiser, run,
-        loop_config(config, packing.batches_in(config.epochs)), watch=watch(config, decoder, loss, held_batches),
+        loop_config(config, packing.batches_in(config.epochs)), watch=watch(config, decoder, loss, held, sorted_batch),
         stage="align", world=World(device=config.device),
     )  # fmt: skip
     check_finished(run, fitted, "align")

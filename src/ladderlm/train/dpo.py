@@ -34,7 +34,7 @@ from ladderlm.nn.loss import nats
 from ladderlm.nn.tuned import without_adapter
 from ladderlm.train.aligning import loop_config, panels, precision, two_sides
 from ladderlm.train.distributed import World
-from ladderlm.train.examples import Packing, grouped, per_document
+from ladderlm.train.examples import Packing, per_document
 from ladderlm.train.held import HeldPairs
 from ladderlm.train.loop import fit
 from ladderlm.train.page import Page
@@ -152,11 +152,10 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
         terms = Terms(policy_P2, batch.reference_P2, batch.counts_P2, batch.liked_P)
         return preference_loss(name, terms, config.price, config.gamma, config.sft)
 
-    groups = grouped([p.tokens for p in before], config.batch_tokens)
-    held_batches = [pair_batch([before[i] for i in group], shared=shared) for group in groups]
+    make = functools.partial(pair_batch, shared=shared)
     fitted = fit(
-        decoder, loss, lambda i: pair_batch(referenced(packing(i)), shared=shared), optimiser, run,
-        loop_config(config, packing.batches_in(config.epochs)), watch=watch(config, decoder, loss, held_batches),
+        decoder, loss, lambda i: make(referenced(packing(i))), optimiser, run,
+        loop_config(config, packing.batches_in(config.epochs)), watch=watch(config, decoder, loss, before, make),
         stage="align", world=World(device=config.device),
     )  # fmt: skip
     check_finished(run, fitted, "align")

@@ -15,7 +15,7 @@ from ladderlm.nn.tuned import without_adapter
 from ladderlm.train.derive import settled
 from ladderlm.train.device import on, on_processor
 from ladderlm.train.distributed import World
-from ladderlm.train.examples import Packing, grouped
+from ladderlm.train.examples import Packing
 from ladderlm.train.loop import fit
 from ladderlm.train.material import Material, load_material
 from ladderlm.train.optim import Optimiser
@@ -55,7 +55,7 @@ def _tune(config: FinetuneConfig, run_: Run, files: ModelFiles) -> Result:
     page = Page(model, files, held, config.seed, functools.partial(without_adapter, model))
     fitted = fit(
         model, task.loss, lambda i: task.batch([examples[k] for k in packing(i)]), steps, run_,
-        loop_config(config, packing), watch=watch(config, model, task.loss, held_batches(config, material)),
+        loop_config(config, packing), watch=watch(config, model, task.loss, material.held_examples, task.batch),
         stage="finetune", world=World(device=config.device),
     )  # fmt: skip
     check_finished(run_, fitted, "finetune")
@@ -64,13 +64,6 @@ def _tune(config: FinetuneConfig, run_: Run, files: ModelFiles) -> Result:
     path = save_tuned(config, files, model, describe_data(config.data, material.records), run_.id, scores)
     title = f"Fine-tuning of {files.name}"
     return conclude(run_, title, outcome.sentence, path, fitted, scores, material.report, outcome)
-
-
-def held_batches(config: FinetuneConfig, material: Material) -> list[Any]:
-    """The held-out examples, those of one length together."""
-    examples = material.held_examples
-    groups = grouped([e.tokens for e in examples], config.batch_tokens)
-    return [material.task.batch([examples[i] for i in group]) for group in groups]
 
 
 def losses(found: Sequence[Helped]) -> dict[str, float]:

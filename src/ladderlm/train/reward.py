@@ -28,7 +28,7 @@ from ladderlm.nn.linear import Linear
 from ladderlm.text.render import render
 from ladderlm.train.aligning import loop_config, panels, two_sides
 from ladderlm.train.distributed import World
-from ladderlm.train.examples import Packing, grouped
+from ladderlm.train.examples import Packing
 from ladderlm.train.loop import fit
 from ladderlm.train.optim import Optimiser
 from ladderlm.train.pairs import Pair, load
@@ -145,11 +145,12 @@ def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     def loss(model: RewardModel, batch: Texts) -> tuple[Tensor, dict[str, float]]:
         return reward_loss(model(batch).view(-1, 2))
 
-    groups = grouped([p.tokens for p in held], config.batch_tokens)
-    held_batches = [texts(_documents([held[i] for i in group])) for group in groups]
+    def make(some: Sequence[Pair]) -> Texts:
+        return texts(_documents(some))
+
     fitted = fit(
-        model, loss, lambda i: texts(_documents([pairs[k] for k in packing(i)])), optimiser, run,
-        loop_config(config, packing.batches_in(config.epochs)), watch=watch(config, model, loss, held_batches),
+        model, loss, lambda i: make([pairs[k] for k in packing(i)]), optimiser, run,
+        loop_config(config, packing.batches_in(config.epochs)), watch=watch(config, model, loss, held, make),
         stage="align", world=World(device=config.device),
     )  # fmt: skip
     check_finished(run, fitted, "align")

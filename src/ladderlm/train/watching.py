@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ladderlm.errors import UsageError
 from ladderlm.nn.loss import moved
+from ladderlm.train.examples import grouped
 from ladderlm.train.loop import NOTHING, Watch
 from ladderlm.train.settings import AlignConfig, FinetuneConfig
 
@@ -22,10 +23,14 @@ def check_best(config: FinetuneConfig | AlignConfig) -> None:
         raise UsageError("the best of which measurements?", where="best", cure="--evaluate-every STEPS")
 
 
-def watch(config: FinetuneConfig | AlignConfig, model: Any, loss: Loss, batches: Sequence[Any]) -> Watch:
-    """Measures `loss` over `batches` every `config.evaluate_every` steps; nothing where that is 0."""
+def watch(
+    config: FinetuneConfig | AlignConfig, model: Any, loss: Loss, held: Sequence[Any], batch: Callable[[list[Any]], Any]
+) -> Watch:  # fmt: skip
+    """Measures `loss` every `config.evaluate_every` steps over `held`, batched; nothing where that is 0."""
     if not config.evaluate_every:
         return NOTHING
+    groups = grouped([example.tokens for example in held], config.batch_tokens)
+    batches = [batch([held[i] for i in group]) for group in groups]
     return Watch(evaluate=lambda: {"held_out_loss": mean_loss(model, loss, batches, config.device)})
 
 
