@@ -78,7 +78,7 @@ def ours(size: str, steps: int, folder: Path) -> dict[str, Any]:
         Optimiser(decoder.named_parameters(), 5e-4), run, LoopConfig(steps=steps),
     )  # fmt: skip
     rows = list(store.read_jsonl(run.metrics))
-    tokens, seconds = sum(r["tokens"] for r in rows[1:]), rows[-1]["seconds"] - rows[0]["seconds"]
+    tokens, seconds = (rows[-1][name] - rows[0][name] for name in ("tokens", "seconds"))  # both are so far
     return {"tokens_per_second": tokens / seconds, "first_loss": rows[0]["loss"]}
 
 
