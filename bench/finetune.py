@@ -79,7 +79,7 @@ def ours(size: str, steps: int, folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     rows = list(store.read_jsonl(run.metrics))
     tokens, seconds = (rows[-1][name] - rows[0][name] for name in ("tokens", "seconds"))  # both are so far
-    return {"tokens_per_second": tokens / seconds, "first_loss": rows[0]["loss"]}
+    return {"tokens": tokens, "tokens_per_second": tokens / seconds, "first_loss": rows[0]["loss"]}
 
 
 def trl(size: str, steps: int, folder: Path, packed: bool) -> dict[str, Any]:

@@ -77,6 +77,12 @@ def test_a_minute_of_finetune(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert found["qlora"]["peak_bytes"] < found["lora"]["peak_bytes"]
+    sys.path.insert(0, str(ROOT))
+    from bench.finetune import TEXTS, texts
+
+    # Every text once, its last token but a target; the first step is not timed.
+    timed = texts(2048, TEXTS * found["steps"])[TEXTS:]
+    assert found["rows"]["ours"][0]["tokens"] == sum(len(ids) - 1 for ids, _ in timed)
 
 
 def test_the_docs_name_every_proof_and_no_other() -> None:

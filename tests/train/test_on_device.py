@@ -6,6 +6,7 @@ What is multiplied there is a matter of torch; that everything lies where it sho
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,9 @@ def test_every_method_learns_from_texts_and_pairs(tiny: Path, method: str) -> No
         learns(decoder, preference_loss("dpo", terms, 0.1)[0])
 
 
-def read(tiny: Path) -> tuple[ModelFiles, torch.nn.Module]:
-    files = open_model(str(tiny))
-    return files, prepare(config(tiny, "lora"), files, lora_lr=1e-3, full_lr=1e-3)[0]
+def read(tiny: Path, device: str = AWAY) -> tuple[ModelFiles, Any]:
+    files, settings = open_model(str(tiny)), dataclasses.replace(config(tiny, "lora"), device=device)
+    return files, prepare(settings, files, lora_lr=1e-3, full_lr=1e-3)[0]
 
 
 def test_rewards_and_reinforcement_are_learnt_there(tiny: Path) -> None:
@@ -150,7 +151,7 @@ def test_rollouts_by_the_backend_of_gpus_are_the_models_own(tiny: Path, monkeypa
         return TorchBackend(decoder.arch, rollout.PolicyWeights(decoder), device="cpu", dtype=torch.float32)
 
     monkeypatch.setattr(rollout, "_backend", backend)
-    files, decoder = read_here(tiny)
+    files, decoder = read(tiny, "cpu")
     records = [make_record("answer", {"prompt": f"Say {i}.", "answer": "a"}, source="t") for i in range(3)]
     prompts = load_prompts("t", records, files, 100, skip_bad=False)
     with Roller(decoder, files, 12, threads=1) as roller:
@@ -161,12 +162,6 @@ def test_rollouts_by_the_backend_of_gpus_are_the_models_own(tiny: Path, monkeypa
                     parameter.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
         roller.update()
         assert check(decoder, prompts, roller.sample(prompts, 2, 0, 0), 500) < 1e-4
-
-
-def read_here(tiny: Path) -> tuple[ModelFiles, Any]:
-    files = open_model(str(tiny))
-    settings = FinetuneConfig(data="x", model=str(tiny))
-    return files, prepare(settings, files, lora_lr=1e-3, full_lr=1e-3)[0]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

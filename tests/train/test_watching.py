@@ -10,7 +10,7 @@ from stories import ANIMALS, STORIES, write_jsonl
 from tuned_models import CLASSES, encoder
 
 from ladderlm.errors import UsageError
-from ladderlm.store import open_run, read_jsonl
+from ladderlm.store import list_runs, open_run, read_jsonl
 from ladderlm.train import align, finetune
 from ladderlm.train.result import Result
 from ladderlm.train.settings import AlignConfig, FinetuneConfig
@@ -81,5 +81,8 @@ def test_what_cannot_be_measured_is_said(tiny: Path, tmp_path: Path) -> None:
         align.run(AlignConfig(data=str(data), model=str(tiny), best=True))
     with pytest.raises(UsageError, match="which measurements"):
         finetune.run(FinetuneConfig(data=str(data), model=str(tiny), best=True))
+    with pytest.raises(UsageError, match="own loss is for dpo"):
+        align.run(AlignConfig(data=str(data), model=str(tiny), objective="orpo", sft=1.0))
     with pytest.raises(UsageError, match="draw what they learn from"):
         align.run(AlignConfig(data=str(data), model=str(tiny), objective="grpo", evaluate_every=2))
+    assert list_runs() == []  # none was begun for any of them

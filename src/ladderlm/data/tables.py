@@ -69,7 +69,7 @@ def settle(bad: Sequence[Bad], skip_bad: bool) -> None:
         return
     shown = first_of(bad)
     if not skip_bad:
-        cure = "mend them, name a table's columns by --columns, or leave them out with --skip-bad"
+        cure = "mend them; where the command has them, --columns names a table's columns, --skip-bad leaves rows out"
         raise FormatError(f"{len(bad)} bad rows: {shown}", cure=cure)
     events.emit("data", f"left out {len(bad)} bad rows: {shown}", data={"skipped": len(bad)})
 

@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ladderlm import events
-from ladderlm.errors import UsageError
 from ladderlm.evals.helped import did_it_help
 from ladderlm.evals.intervals import bootstrap
 from ladderlm.models.folder import ModelFiles
@@ -127,8 +126,6 @@ def preference_loss(
 def learn(config: AlignConfig, run: Run, files: ModelFiles) -> Result:
     """Trains on pairs; `run` and `files` are the run begun and the model to align."""
     name, kto = config.objective, config.objective == "kto"
-    if config.sft < 0 or (config.sft and name not in COMPARING):
-        raise UsageError("the chosen answers' own loss is for " + ", ".join(COMPARING), where=f"sft={config.sft}")
     shared = config.method not in SOFT
     train, held_records = two_sides(config)
     longest = min(config.max_length, room(config, files))

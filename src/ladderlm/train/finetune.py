@@ -13,7 +13,7 @@ from ladderlm.models.folder import ModelFiles
 from ladderlm.models.reference import open_model
 from ladderlm.nn.tuned import without_adapter
 from ladderlm.train.derive import settled
-from ladderlm.train.device import on, on_processor
+from ladderlm.train.device import on, on_processor, present
 from ladderlm.train.distributed import World
 from ladderlm.train.examples import Packing
 from ladderlm.train.loop import fit
@@ -35,9 +35,10 @@ def run(config: FinetuneConfig) -> Result:
     """Tunes, measures before and after on held-out records, and writes an adapter or a model folder."""
     if not (config.data or config.resume):
         raise UsageError("no data to train on", cure="name a file of records")
+    check_best(config)
+    present(config.device)
     run_, config = begin("finetune", config, config.resume)
     use_threads(config.threads)
-    check_best(config)
     with on(config.device):
         return _tune(config, run_, open_model(config.model))
 
