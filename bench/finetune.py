@@ -7,7 +7,8 @@ process of its own, in turns; the first step is not timed. Memory is the process
 included. Texts are whole in ours and in trl's padded rows: their first losses must be the same.
 
 QLoRA and LoRA train a model of the shape of TinyLlama (1.1 B), whose weights are drawn at random one by one, on rows
-of 256 tokens, 4 at a time.
+of 256 tokens, 4 at a time, both with --recompute: what layers keep for the way back is alike in both, and without it
+more than QLoRA's weights.
 """
 
 from __future__ import annotations
@@ -165,6 +166,7 @@ def memory(size: str, steps: int, method: str) -> dict[str, Any]:
     from ladderlm.nn.four_bits import load_decoder4
     from ladderlm.nn.lora import add_lora
     from ladderlm.nn.loss import make_batch, mean_nats
+    from ladderlm.nn.stack import recompute
     from ladderlm.train.optim import Optimiser
 
     class Files:
@@ -176,6 +178,7 @@ def memory(size: str, steps: int, method: str) -> dict[str, Any]:
     libraries = high_water()
     decoder = load_decoder4(files) if method == "qlora" else load_decoder(files)
     add_lora(decoder, LoraConfig(RANK, ALPHA))
+    recompute(decoder)
     optimiser = Optimiser(decoder.named_parameters(), 5e-4)
     loaded, began, losses = high_water(), time.perf_counter(), []
     for step in range(steps):

@@ -141,3 +141,27 @@ def test_only_what_a_method_names_trains(tiny: Path) -> None:
     assert counts["ia3"] < counts["lora"] < counts["last"] < counts["full"]
     assert counts["prompt"] == 20 * files.arch.dim
     assert counts["prefix"] == 20 * files.arch.layers * 2 * files.arch.kv_heads * files.arch.head_dim
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_recomputed_activations_take_less_memory_and_give_the_same_gradients(tiny: Path, method: str) -> None:
+    files = open_model(str(tiny))
+    if method == "head" and files.arch.tied:
+        return
+    batch = sorted_batch([make_example(make_record("completion", r, source="x"), files, 128) for r in ROWS])
+    kept, found = [0, 0], []
+    for again in (False, True):
+        config = FinetuneConfig(model=str(tiny), method=method, recompute=again)
+        model, optimiser = prepare(config, files, lora_lr=5e-4, full_lr=5e-5)
+
+        def count(tensor: torch.Tensor, again: bool = again) -> torch.Tensor:
+            kept[again] += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss, _ = mean_nats(model, batch)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in optimiser.parameters)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True) if a is not None and b is not None)
+    assert all((a is None) == (b is None) for a, b in zip(*found, strict=True))
+    assert kept[True] < 0.8 * kept[False]

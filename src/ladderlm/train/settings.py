@@ -252,6 +252,7 @@ class FinetuneConfig(Value):
     cooldown: float = option(0.8, "last share of the steps, over which the learning rate falls to zero")
     precision: str = option("auto", "of products; weights stay in fp32; auto: bf16 where the hardware has it",
                             choices=("auto", "fp32", "bf16"))  # fmt: skip
+    recompute: bool = option(False, "less memory, a third more time: activations are made again on the way back")
     evaluate_every: int = option(0, "steps between measurements of the held-out loss; 0: before and after only")
     best: bool = option(False, "keep the weights of the lowest of them, not the last")
     device: str = option("cpu", "where to train", choices=DEVICES)
@@ -316,6 +317,7 @@ class AlignConfig(Value):
         "grpo and ppo fp32, as the engine draws",
         choices=("auto", "fp32", "bf16"),
     )
+    recompute: bool = option(False, "less memory, a third more time: activations are made again on the way back")
     evaluate_every: int = option(0, "steps between measurements of the held-out loss; 0: before and after only")
     best: bool = option(False, "keep the weights of the lowest of them, not the last")
     device: str = option("cpu", "where to train", choices=DEVICES)

@@ -24,6 +24,7 @@ from ladderlm.nn.encoder import Encoder
 from ladderlm.nn.four_bits import hold_in_4_bits, load_decoder4
 from ladderlm.nn.lora import adapter_tensors, add_ia3, add_lora
 from ladderlm.nn.soft import add_soft, soft_tensors
+from ladderlm.nn.stack import recompute
 from ladderlm.nn.tuned import Model, layers_of, merged_state
 from ladderlm.train.device import on_processor
 from ladderlm.train.optim import Optimiser
@@ -58,6 +59,8 @@ class Tuning(Protocol):
     @property
     def lr(self) -> float: ...
     @property
+    def recompute(self) -> bool: ...
+    @property
     def device(self) -> str: ...
     @property
     def seed(self) -> int: ...
@@ -84,6 +87,8 @@ def known(method: str) -> None:
 def adapt(model: Model, config: Tuning, files: ModelFiles) -> None:
     """Freezes what `config.method` does not train, and adds what it does; in place. For any kind of model.
 
+    With `config.recompute` its layers keep less for the way back.
+
     Raises UsageError for a method that this model cannot be tuned by.
     """
     known(config.method)
@@ -104,6 +109,8 @@ def adapt(model: Model, config: Tuning, files: ModelFiles) -> None:
         add_soft(model, config.method, config.virtual_tokens, ids=ids, seed=config.seed)
     elif config.method in ("head", "last") or config.layers_trained:
         _thaw(model, config)
+    if config.recompute:
+        recompute(model)
 
 
 def _thaw_head(model: Model) -> None:
