@@ -126,6 +126,52 @@ def test_messages(front: Front, stream: bool) -> None:
     assert front.back.bodies[0]["messages"][0]["content"] == [part(), TEXT]
 
 
+SHOWN = [{"type": "text", "text": "Shown by tool call c1:"}, part(), TEXT]
+
+
+def test_what_tools_show_stands_in_the_turn_after_them(front: Front) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    said = [{"type": "text", "text": "a screenshot"}, part()]
+    messages: Any = [{"role": "user", "content": "Look."}, {"role": "assistant", "content": None, "tool_calls": [call]},
+                     {"role": "tool", "tool_call_id": "c1", "content": said},
+                     {"role": "user", "content": TEXT["text"]}]  # fmt: skip
+    front.openai.chat.completions.create(model="lab/first", messages=messages)
+    items: Any = [{"role": "user", "content": "Look."},
+                  {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"},
+                  {"type": "function_call_output", "call_id": "c1", "output": [
+                      {"type": "input_text", "text": "a screenshot"}, {"type": "input_image", "image_url": URL}]},
+                  {"role": "user", "content": TEXT["text"]}]  # fmt: skip
+    first = front.openai.responses.create(model="lab/first", input=items)
+    source = {"type": "base64", "media_type": "image/png", "data": BYTES}
+    turns: Any = [{"role": "user", "content": "Look."},
+                  {"role": "assistant", "content": [{"type": "tool_use", "id": "c1", "name": "look", "input": {}}]},
+                  {"role": "user", "content": [
+                      {"type": "tool_result", "tool_use_id": "c1", "content": [
+                          {"type": "text", "text": "a screenshot"}, {"type": "image", "source": source}]},
+                      TEXT]}]  # fmt: skip
+    client = anthropic.Anthropic(base_url=front.url, api_key="none", max_retries=0, timeout=20)
+    client.messages.create(model="lab/first", max_tokens=9, messages=turns)
+    front.openai.responses.create(model="lab/first", input="Again?", previous_response_id=first.id)
+    for body in front.back.bodies:
+        tool, user = body["messages"][2:4]
+        assert tool == {"role": "tool", "tool_call_id": "c1", "content": "a screenshot"}
+        assert user == {"role": "user", "content": SHOWN}
+    assert len(front.back.bodies) == 4
+
+
+def test_what_several_tools_show_follows_all_of_them_and_needs_no_user(front: Front) -> None:
+    calls = [{"type": "function_call", "call_id": c, "name": "look", "arguments": "{}"} for c in ("c1", "c2", "c3")]
+    shows: Any = {"type": "input_image", "image_url": URL}
+    outputs = [{"type": "function_call_output", "call_id": c, "output": o}
+               for c, o in (("c1", [shows]), ("c2", "nothing"), ("c3", [shows, shows]))]  # fmt: skip
+    asked: Any = [{"role": "user", "content": "Look."}, *calls, *outputs]
+    front.openai.responses.create(model="lab/first", input=asked)
+    messages = front.back.bodies[0]["messages"]
+    assert [m["role"] for m in messages] == ["user", "assistant", "tool", "tool", "tool", "user"]
+    kinds = [p.get("text", p["type"]) for p in messages[-1]["content"]]
+    assert kinds == ["Shown by tool call c1:", "image_url", "Shown by tool call c3:", "image_url", "image_url"]
+
+
 def test_models_say_whether_they_may_be_shown_images(front: Front) -> None:
     told = {m["id"]: m["images"] for m in httpx.get(f"{front.url}/v1/models").json()["data"]}
     assert told == {"own": False, "lab/first": True, "lab/second": True}
@@ -140,6 +186,9 @@ def test_a_local_model_is_never_asked(front: Front) -> None:
         ("chat/completions", {"messages": [{"role": "user", "content": [TEXT, part()]}]}, "[1].image_url.url"),
         ("responses", asked, "input[0]"),
         ("responses/input_tokens", asked, "input[0].content[0].image_url"),
+        ("responses", {"input": [{"type": "function_call_output", "call_id": "c",
+                                  "output": [{"type": "input_image", "image_url": URL}]}]}, "input[0].output[0]"),
+        ("chat/completions", {"messages": [{"role": "tool", "tool_call_id": "c", "content": [part()]}]}, "[0].image_"),
         ("messages", {"max_tokens": 3, "messages": [{"role": "user", "content": [
             {"type": "image", "source": {"type": "url", "url": "http://127.0.0.1/x.png"}}]}]}, "source.url"),
     ]  # fmt: skip

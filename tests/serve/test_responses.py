@@ -280,3 +280,63 @@ def test_what_makes_no_sense(stage: Stage, body: dict[str, Any], field: str | No
     answer = stage.post(model="echo", **body)
     assert answer.status_code in (400, 404)
     assert field is None or answer.json()["error"]["param"] == field
+
+
+# --- Items by their ids, and what stands for many ------------------------------------------------------------------
+
+
+def test_items_of_stored_responses_are_named_by_their_ids(stage: Stage) -> None:
+    first = stage.client.responses.create(model="calling", input="Look at it.")
+    call = next(item for item in first.output if item.type == "function_call")
+    named: Any = [
+        {"role": "user", "content": "Look at it."}, {"type": "item_reference", "id": call.id},
+        {"type": "function_call_output", "call_id": call.call_id, "output": "a cat"},
+    ]  # fmt: skip
+    second = stage.client.responses.create(model="scripted", input=named)
+    (conversation, _), *_ = stage.scripted.asked
+    assert [m.role for m in conversation.messages] == ["user", "assistant", "tool"]
+    assert conversation.messages[1].parts == (ToolCall(call.call_id, call.name, call.arguments),)
+    kept = stage.client.responses.input_items.list(second.id, order="asc")
+    assert [item.type for item in kept.data] == ["message", "function_call", "function_call_output"]
+    stage.client.responses.create(model="scripted", input=[{"id": kept.data[0].id}, {"id": second.output[0].id},
+                                                           {"role": "user", "content": "And?"}])  # fmt: skip
+    assert [m.text for m in stage.scripted.asked[-1][0].messages] == ["Look at it.", "Héllo world", "And?"]
+    for model, items in (("scripted", [{"type": "item_reference", "id": "msg_none"}]), ("scripted", [{"id": "x"}])):
+        found = stage.post(model=model, input=items)
+        assert (found.status_code, "no item" in found.text) == (404, True)
+
+
+def test_a_deleted_response_gives_no_items(stage: Stage) -> None:
+    first = stage.client.responses.create(model="scripted", input="Hello")
+    stage.client.responses.delete(first.id)
+    assert stage.post(model="scripted", input=[{"type": "item_reference", "id": first.output[0].id}]).status_code == 404
+
+
+def test_a_conversation_is_compacted_and_gone_on_with(stage: Stage) -> None:
+    first = stage.client.responses.create(model="scripted", input="My name is Ada.")
+    made = stage.client.responses.compact(
+        model="scripted", previous_response_id=first.id, input="What is it?", instructions="Be brief."
+    )
+    asked = stage.scripted.asked[-1][0].messages[0].text
+    for word in ("User: My name is Ada.", "Assistant: Héllo world", "User: What is it?"):
+        assert word in asked
+    assert (made.object, made.usage.total_tokens) == ("response.compaction", 7)
+    (item,) = made.output
+    assert item.type == "compaction"
+    told = [item.model_dump(exclude_none=True), {"role": "user", "content": "And?"}]
+    second = stage.client.responses.create(model="scripted", input=told, instructions="Be brief.")
+    messages = stage.scripted.asked[-1][0].messages
+    assert [(m.role, m.text) for m in messages] == [
+        ("system", "Be brief."), ("system", "What was said before, in short: Héllo world"), ("user", "And?"),
+    ]  # fmt: skip
+    third = stage.client.responses.create(model="scripted", input="So?", previous_response_id=second.id)
+    assert third.output_text == "Héllo world"
+    assert "in short" in stage.scripted.asked[-1][0].messages[1].text
+
+
+@pytest.mark.parametrize("content", ["", "gAAAAABo", "é", "e30=", "bnVsbA==", "WyJzdW1tYXJ5Il0="])
+def test_what_another_server_compacted_is_refused(stage: Stage, content: str) -> None:
+    items = [{"type": "compaction", "encrypted_content": content}, {"role": "user", "content": "And?"}]
+    found = stage.post(model="scripted", input=items)
+    assert (found.status_code, "not a compaction of this server" in found.text) == (400, True)
+    assert stage.post("/compact", model="scripted", input=[]).status_code == 400

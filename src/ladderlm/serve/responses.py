@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import secrets
 import time
@@ -14,6 +15,7 @@ from ladderlm.serve.answers import chat_logprobs
 from ladderlm.serve.wire.base import Object
 from ladderlm.serve.wire.responses import JsonSchemaFormat, ResponseBody
 from ladderlm.types import (
+    Completion,
     Conversation,
     Delta,
     Image,
@@ -30,7 +32,10 @@ from ladderlm.types import (
 
 RESTARTED = "the server ended before the answer was complete"
 MAX_CHAIN = 1000  # responses before one
-_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+REFERRED = 1000  # latest responses in which an item is looked for
+_PREFIXES = {
+    "message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs", "compaction": "cmp",
+}  # fmt: skip
 
 
 def fresh(prefix: str) -> str:
@@ -58,10 +63,10 @@ def conversation(items: Sequence[Object], instructions: str | None, tools: tuple
     for item in items:
         role, parts = _parts(item)
         if turns and turns[-1][0] == role and role in ("assistant", "tool"):
-            said, (part,) = turns[-1][1], parts
-            if isinstance(part, Text) and any(isinstance(p, Text) for p in said):
-                part = Text("\n\n" + part.text)
-            said.append(part)
+            said = turns[-1][1]
+            if isinstance(parts[0], Text) and any(isinstance(p, Text) for p in said):
+                parts = [Text("\n\n" + parts[0].text)]
+            said += parts
         else:
             turns.append((role, parts))
     messages = tuple(Message(role, tuple(parts)) for role, parts in turns)  # type: ignore[arg-type]
@@ -73,25 +78,56 @@ def conversation(items: Sequence[Object], instructions: str | None, tools: tuple
 
 
 def _parts(item: Object) -> tuple[str, list[Part]]:
-    """Who speaks, and what; one part, but where a user shows images."""
+    """Who speaks, and what; one part, but where images are shown."""
     kind = item["type"]
     if kind == "function_call":
         return "assistant", [ToolCall(item["call_id"], item["name"], item["arguments"])]
     if kind == "function_call_output":
-        return "tool", [ToolResult(item["call_id"], _text(item["output"]))]
+        output = item["output"]
+        return "tool", [ToolResult(item["call_id"], _text(output)), *_images(() if isinstance(output, str) else output)]
     if kind == "reasoning":
         return "assistant", [Reasoning(_text(item.get("content") or item["summary"]))]
+    if kind == "compaction":
+        return "system", [Text("What was said before, in short: " + opened(item["encrypted_content"]))]
     role, content = "system" if item["role"] == "developer" else item["role"], item["content"]
     if isinstance(content, str) or not any(part["type"] == "input_image" for part in content):
         return role, [Text(_text(content))]
-    return role, [
-        Image(p["sha256"], p["media_type"], p["detail"]) if p["type"] == "input_image" else Text(_text([p]))
-        for p in content
-    ]
+    return role, [image for p in content for image in (_images([p]) or [Text(_text([p]))])]
+
+
+def _images(parts: Sequence[Object]) -> list[Part]:
+    return [Image(p["sha256"], p["media_type"], p["detail"]) for p in parts if p["type"] == "input_image"]
 
 
 def _text(content: str | list[Object]) -> str:
     return content if isinstance(content, str) else "".join(p.get("text") or p.get("refusal") or "" for p in content)
+
+
+# --- What stands for a whole conversation --------------------------------------------------------------------------
+
+
+def sealed(summary: str) -> Object:
+    """A compaction item. What it holds is no secret: encoded, so that it goes back as it came."""
+    content = base64.urlsafe_b64encode(json.dumps({"summary": summary}).encode()).decode()
+    return {"type": "compaction", "id": fresh("cmp"), "encrypted_content": content}
+
+
+def opened(content: str) -> str:
+    """The summary in a compaction item. Raises UsageError for another server's."""
+    try:
+        summary = json.loads(base64.urlsafe_b64decode(content.encode()))["summary"]
+    except (ValueError, TypeError, KeyError):
+        summary = None
+    if not isinstance(summary, str):
+        raise UsageError("not a compaction of this server", where="encrypted_content", cure="send the items themselves")
+    return summary
+
+
+def compacted(found: Completion) -> Object:
+    return {
+        "id": fresh("resp"), "object": "response.compaction", "created_at": int(time.time()),
+        "output": [sealed(found.text)], "usage": _usage(found.usage, 0),
+    }  # fmt: skip
 
 
 # --- Deltas to a response -----------------------------------------------------------------------------------------
@@ -358,6 +394,27 @@ def before(user: str, id: str | None) -> list[Object]:
         if len(chain) > MAX_CHAIN:
             raise UsageError(f"more than {MAX_CHAIN} responses before this one", where="previous_response_id")
     return [item for items in reversed(chain) for item in items]
+
+
+def referred(user: str, items: Sequence[Object]) -> list[Object]:
+    """The items, those that are named by their ids as they stand in the owner's stored responses.
+
+    Raises NotFound for one that the latest of these do not hold.
+    """
+    wanted = {item["id"] for item in items if item["type"] == "item_reference"}
+    found: dict[str, Object] = {}
+    query = "SELECT input, body FROM responses WHERE user = ? ORDER BY created DESC, rowid DESC LIMIT ?"
+    with store.reading() as db:
+        for asked, body in db.execute(query, (user, REFERRED)):
+            if wanted <= found.keys():
+                break
+            if any(id in asked or id in body for id in wanted):
+                held = [*json.loads(asked), *json.loads(body)["output"]]
+                found |= {item["id"]: item for item in held if item["id"] in wanted - found.keys()}
+    for number, item in enumerate(items):
+        if item["type"] == "item_reference" and item["id"] not in found:
+            raise NotFound(f"no item {item['id']!r}", where=f"input[{number}]", cure="send the item itself")
+    return [found[item["id"]] if item["type"] == "item_reference" else item for item in items]
 
 
 def shortened(talk: Conversation) -> Iterator[Conversation]:

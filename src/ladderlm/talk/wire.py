@@ -89,7 +89,7 @@ def chat_body(
         raise UsageError("a remote chat knows no best_of", where="best_of", cure="leave it out")
     if sampling.prompt_logprobs is not None:
         raise UsageError("a remote chat gives no log-probabilities of the prompt", where="prompt_logprobs")
-    body: dict[str, Any] = {"model": model, "messages": [w for m in conversation.messages for w in _messages(m, show)]}
+    body: dict[str, Any] = {"model": model, "messages": _turns(conversation, show)}
     body |= sampling_body(sampling, limit_name) | _priority(priority)
     if sampling.logprobs is not None:
         body["logprobs"] = True
@@ -129,13 +129,45 @@ def _priority(priority: int) -> dict[str, Any]:
     return {"priority": -priority} if priority else {}
 
 
+def _turns(conversation: Conversation, show: Callable[[Image], str] | None) -> list[dict[str, Any]]:
+    """The messages. What tools show stands in the user's turn after them, as tools' own can hold text alone."""
+    out: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] | None = None  # by the tools just before
+    for message in conversation.messages:
+        turns = _messages(message, show)
+        if shown is not None and message.role == "user":
+            said = turns[0]["content"]
+            shown += [{"type": "text", "text": said}] if isinstance(said, str) else said
+            shown = None
+            continue
+        out += turns
+        shown = (_shown(message, show) or None) if message.role == "tool" and show else None
+        if shown is not None:
+            out.append({"role": "user", "content": shown})
+    return out
+
+
+def _shown(message: Message, show: Callable[[Image], str]) -> list[dict[str, Any]]:
+    """The images of tools' results, each after the id of the call that gave it."""
+    out: list[dict[str, Any]] = []
+    call = ""
+    for part in message.parts:
+        if isinstance(part, ToolResult):
+            call = part.id
+        elif isinstance(part, Image):
+            out += [{"type": "text", "text": f"Shown by tool call {call}:"}] if call else []
+            out += _content(Message("user", (part,)), show)
+            call = ""
+    return out
+
+
 def _messages(message: Message, show: Callable[[Image], str] | None) -> list[dict[str, Any]]:
     where = f"{message.role} message"
     if any(isinstance(p, Audio) for p in message.parts):
         raise UsageError("audio cannot be sent to a remote", where=where, cure="leave it out")
     seen = any(isinstance(p, Image) for p in message.parts)
-    if seen and (show is None or message.role != "user"):
-        raise UsageError("only a user's message to a chat can show images", where=where, cure="leave them out")
+    if seen and (show is None or message.role not in ("user", "tool")):
+        raise UsageError("only users and tools show images to a chat", where=where, cure="leave them out")
     out: list[dict[str, Any]] = [
         {"role": "tool", "tool_call_id": p.id, "content": p.text} for p in message.parts if isinstance(p, ToolResult)
     ]

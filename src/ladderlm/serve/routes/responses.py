@@ -20,9 +20,20 @@ from ladderlm.serve.responses import Answering
 from ladderlm.serve.routes.chat import own_drawing
 from ladderlm.serve.server import Batches, Caller, Events, Here, Object, Server, ability
 from ladderlm.serve.wire.chat import STREAMED
-from ladderlm.serve.wire.responses import Deleted, InputBody, InputTokens, ItemList, ResponseAnswer, ResponseBody
+from ladderlm.serve.wire.responses import (
+    CompactBody,
+    Compacted,
+    Deleted,
+    InputBody,
+    InputTokens,
+    ItemList,
+    ReadBody,
+    ResponseAnswer,
+    ResponseBody,
+)
 from ladderlm.talk.images import Blob
-from ladderlm.types import Cancel, Conversation, Delta, Sampling
+from ladderlm.talk.summary import summarise
+from ladderlm.types import Cancel, Conversation, Delta, Sampling, Tool
 
 router = APIRouter(prefix="/v1/responses", tags=["responses"])
 _log = logging.getLogger(__name__)
@@ -33,8 +44,7 @@ async def create_response(body: ResponseBody, request: Request, server: Here, wh
     """An answer to items, and to what a stored response holds; whole, streamed, or made in the background."""
     owner, sampling = who.user, body.sampling
     name = server.models.resolve(body.model)
-    items = responses.named(await server.read(name, body.items))
-    talk = await _talk(server, name, body, owner, items)
+    items, talk = await _read(server, name, body, owner, body.instructions, body.offer[0])
     start = _start(server, name, talk, sampling, body)
     answering = Answering(body, name)
 
@@ -65,14 +75,28 @@ async def create_response(body: ResponseBody, request: Request, server: Here, wh
 async def input_tokens(body: InputBody, server: Here, who: Caller) -> Response:
     """How many tokens the model would read."""
     name = server.models.resolve(body.model)
-    items = responses.named(await server.read(name, body.items))
-    talk = await _talk(server, name, body, who.user, items)
+    _, talk = await _read(server, name, body, who.user, body.instructions, body.offer[0])
 
     def work() -> int:
         with server.models.use(name) as chat:
             return int(ability(chat, "count", name)(talk))
 
     return JSONResponse({"object": "response.input_tokens", "input_tokens": await server.call(work)})
+
+
+@router.post("/compact", responses={200: {"model": Compacted}})
+async def compact(body: CompactBody, request: Request, server: Here, who: Caller) -> Response:
+    """What was said, told in short by the model: one item, to be sent in its place."""
+    name = server.models.resolve(body.model)
+    _, talk = await _read(server, name, body, who.user, None)
+    deadline = time.monotonic() + server.timeout
+
+    def run(cancel: Cancel) -> Iterator[Delta]:
+        with server.models.use(name) as chat:
+            yield from summarise(chat, talk, cancel=cancel, deadline=deadline)
+
+    found = await server.whole(request, [run], body.rank)
+    return JSONResponse(responses.compacted(found[0]))
 
 
 @router.get("/{id}", responses={200: {"model": ResponseAnswer}})
@@ -131,13 +155,23 @@ async def input_items(
 # --- How it is made -----------------------------------------------------------------------------------------------
 
 
-async def _talk(server: Server, name: str, body: InputBody, owner: str, items: list[Object]) -> Conversation:
-    """What the model reads: the chain's items, then the new ones."""
-    if body.previous_response_id is None:
-        return responses.conversation(items, body.instructions, body.offer[0])
-    items = [*await server.call(partial(responses.before, owner, body.previous_response_id)), *items]
-    talk = responses.conversation(items, body.instructions, body.offer[0])
-    return images.again(talk, sees=server.models.sees(name), where="previous_response_id")
+async def _read(
+    server: Server, name: str, body: ReadBody, owner: str, instructions: str | None, tools: tuple[Tool, ...] = ()
+) -> tuple[list[Object], Conversation]:
+    """The new items, and what the model reads: the chain's items, then these."""
+    items = await server.read(name, body.items)
+    stored = body.previous_response_id is not None
+    if any(item["type"] == "item_reference" for item in items):
+        stored, items = True, await server.call(partial(responses.referred, owner, items))
+    items = responses.named(items)
+    where, said = "input", items
+    if body.previous_response_id is not None:
+        where = "previous_response_id"
+        said = [*await server.call(partial(responses.before, owner, body.previous_response_id)), *items]
+    talk = responses.conversation(said, instructions, tools)
+    if stored:
+        talk = images.again(talk, sees=server.models.sees(name), where=where)
+    return items, talk
 
 
 def _start(server: Server, name: str, talk: Conversation, sampling: Sampling, body: ResponseBody) -> Start:

@@ -11,7 +11,7 @@ from ladderlm.errors import UsageError
 from ladderlm.serve.wire.base import AsWhole, Detail, Object, See, Whole, Wire, blind
 from ladderlm.serve.wire.sampling import SamplingFields
 from ladderlm.serve.wire.tools import MAX_TOOLS, Call, FunctionTool, Offer, ToolChoice, offer
-from ladderlm.types import Conversation, Message, Part, Reasoning, Sampling, Text, ToolCall, ToolResult
+from ladderlm.types import Conversation, Image, Message, Part, Reasoning, Sampling, Text, ToolCall, ToolResult
 
 MAX_TOP_LOGPROBS = 20
 Count = Annotated[int, Field(ge=0), AsWhole]
@@ -62,7 +62,7 @@ class AssistantMessage(Wire):
 class ToolMessage(Wire):
     role: Literal["tool"]
     tool_call_id: str
-    content: Content
+    content: Shown
 
 
 AnyMessage = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
@@ -126,7 +126,9 @@ def joined(turns: tuple[Message, ...]) -> tuple[Message, ...]:
 
 def _turn(message: SystemMessage | UserMessage | AssistantMessage | ToolMessage, where: str, see: See) -> Message:
     if isinstance(message, ToolMessage):
-        return Message("tool", (ToolResult(message.tool_call_id, text_of(message.content)),))
+        told = _shown(message.content, where, see)
+        said = "".join(part.text for part in told if isinstance(part, Text))
+        return Message("tool", (ToolResult(message.tool_call_id, said), *(p for p in told if isinstance(p, Image))))
     if isinstance(message, AssistantMessage):
         if message.content is None and not message.tool_calls:
             raise UsageError("content is missing", where=f"{where}.content")

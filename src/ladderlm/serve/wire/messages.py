@@ -64,7 +64,7 @@ class ToolUseBlock(Wire):
 class ToolResultBlock(Wire):
     type: Literal["tool_result"]
     tool_use_id: str
-    content: str | list[TextBlock] | None = None
+    content: str | list[Annotated[TextBlock | ImageBlock, Field(discriminator="type")]] | None = None
     is_error: bool | None = None
 
 
@@ -185,9 +185,22 @@ def _turn(turn: UserTurn | AssistantTurn, where: str, see: See) -> list[Message]
             case ToolUseBlock():
                 said.append(ToolCall(block.id, block.name, json.dumps(block.input, ensure_ascii=False)))
             case ToolResultBlock():
-                results.append(ToolResult(block.tool_use_id, _text(block.content or "")))
+                results += _result(block, f"{where}.content[{number}].content", see)
     found = [Message("tool", tuple(results))] if results else []
     return [*found, Message(turn.role, tuple(said))] if said or not results else found
+
+
+def _result(block: ToolResultBlock, where: str, see: See) -> list[Part]:
+    """What a tool says, and then what it shows."""
+    content = block.content or ""
+    if isinstance(content, str):
+        return [ToolResult(block.tool_use_id, content)]
+    shown = [
+        _image(part.source, f"{where}[{place}].source", see)
+        for place, part in enumerate(content)
+        if isinstance(part, ImageBlock)
+    ]
+    return [ToolResult(block.tool_use_id, _text([part for part in content if isinstance(part, TextBlock)])), *shown]
 
 
 def _image(source: Base64Source | UrlSource, where: str, see: See) -> Part:

@@ -72,7 +72,7 @@ class FunctionOutputItem(Wire):
     type: Literal["function_call_output"]
     id: str | None = None
     call_id: str
-    output: str | list[InputText]
+    output: str | list[InputPart]
     status: ItemStatus | None = None
 
 
@@ -85,19 +85,39 @@ class ReasoningItem(Wire):
     status: ItemStatus | None = None
 
 
+class ItemReference(Wire):
+    """An item of a stored response, by its id."""
+
+    type: Literal["item_reference"] | None = "item_reference"
+    id: str
+
+
+class CompactionItem(Wire):
+    """What /v1/responses/compact made of what was said before."""
+
+    type: Literal["compaction"]
+    id: str | None = None
+    encrypted_content: str
+
+
 def _kind(item: Any) -> Any:
-    return item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
+    if not isinstance(item, dict):
+        return getattr(item, "type", None) or "item_reference"
+    return item.get("type") or ("message" if "role" in item or "content" in item else "item_reference")
 
 
 Item = Annotated[
     Annotated[MessageItem, Tag("message")]
     | Annotated[FunctionCallItem, Tag("function_call")]
     | Annotated[FunctionOutputItem, Tag("function_call_output")]
-    | Annotated[ReasoningItem, Tag("reasoning")],
+    | Annotated[ReasoningItem, Tag("reasoning")]
+    | Annotated[CompactionItem, Tag("compaction")]
+    | Annotated[ItemReference, Tag("item_reference")],
     Discriminator(
         _kind,
         custom_error_type="item_kind",
-        custom_error_message="not a message, function_call, function_call_output or reasoning item",
+        custom_error_message="not a message, function_call, function_call_output, reasoning, compaction or "
+        "item_reference item",
     ),
 ]
 
@@ -149,32 +169,42 @@ Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], Annotated[str, F
                      Field(max_length=16)]  # fmt: skip
 
 
-class InputBody(Wire):
-    """What the model reads."""
+class ReadBody(Wire):
+    """What was said."""
 
     model: str | None = None
     input: str | Annotated[list[Item], Field(max_length=MAX_ITEMS)] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
+
+    def items(self, see: See = blind) -> list[Object]:
+        """The input as plain items; of an image, what is known of it and not what it shows."""
+        if isinstance(self.input, str):
+            return [{"type": "message", "role": "user", "content": self.input}]
+        items = [{"type": "item_reference"} | item.model_dump(exclude_none=True) for item in self.input or ()]
+        for number, item in enumerate(items):
+            said = "output" if item["type"] == "function_call_output" else "content"
+            if item["type"] in ("message", "function_call_output") and isinstance(item[said], list):
+                shows = item.get("role", "user") == "user"
+                item[said] = [
+                    _seen(part, shows, f"input[{number}].{said}[{place}]", see) for place, part in enumerate(item[said])
+                ]
+        return items
+
+
+class CompactBody(ReadBody, Ranked):
+    """A conversation to be told in short."""
+
+
+class InputBody(ReadBody):
+    """What the model reads."""
+
     tools: Annotated[list[ResponseFunction], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     truncation: Literal["auto", "disabled"] | None = None
-
-    def items(self, see: See = blind) -> list[Object]:
-        """The input as plain items; of an image, what is known of it and not what it shows."""
-        if isinstance(self.input, str):
-            return [{"type": "message", "role": "user", "content": self.input}]
-        items = [item.model_dump(exclude_none=True) for item in self.input or ()]
-        for number, item in enumerate(items):
-            if item["type"] == "message" and isinstance(item["content"], list):
-                item["content"] = [
-                    _seen(part, item["role"], f"input[{number}].content[{place}]", see)
-                    for place, part in enumerate(item["content"])
-                ]
-        return items
 
     @property
     def offer(self) -> Offer:
@@ -187,12 +217,12 @@ class InputBody(Wire):
         return chosen(tools, self.tool_choice or "auto")
 
 
-def _seen(part: Object, role: str, where: str, see: See) -> Object:
+def _seen(part: Object, shows: bool, where: str, see: See) -> Object:
     """An image as the part that is kept; other parts as they are."""
     if part["type"] != "input_image":
         return part
-    if role != "user":
-        raise UsageError("only a user shows images", where=where)
+    if not shows:
+        raise UsageError("only users and tools show images", where=where)
     image = see(part["image_url"], f"{where}.image_url")
     known = {"sha256": image.sha256, "media_type": image.media_type}
     return {"type": "input_image", "detail": part.get("detail", "auto"), "image_url": None, **known}
@@ -340,6 +370,22 @@ class ResponseAnswer(_Open):
     instructions: str | None
     metadata: dict[str, str]
     usage: ResponseUsage | None
+
+
+class OutputCompaction(Wire):
+    type: Literal["compaction"]
+    id: str
+    encrypted_content: str
+
+
+class Compacted(Wire):
+    """`output` stands for all that was said, in the input of what follows."""
+
+    id: str
+    object: Literal["response.compaction"]
+    created_at: Count
+    output: list[OutputCompaction]
+    usage: ResponseUsage
 
 
 class Deleted(Wire):
