@@ -331,7 +331,7 @@ def test_a_conversation_is_compacted_and_gone_on_with(stage: Stage) -> None:
     ]  # fmt: skip
     third = stage.client.responses.create(model="scripted", input="So?", previous_response_id=second.id)
     assert third.output_text == "Héllo world"
-    assert "in short" in stage.scripted.asked[-1][0].messages[1].text
+    assert "in short" in stage.scripted.asked[-1][0].messages[0].text
 
 
 @pytest.mark.parametrize("content", ["", "gAAAAABo", "é", "e30=", "bnVsbA==", "WyJzdW1tYXJ5Il0="])
