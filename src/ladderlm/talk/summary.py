@@ -33,7 +33,12 @@ SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "Setting", "tool
 
 
 def summarise(
-    chat: Chat, conversation: Conversation, *, cancel: Cancel | None = None, deadline: float | None = None
+    chat: Chat,
+    conversation: Conversation,
+    *,
+    cancel: Cancel | None = None,
+    deadline: float | None = None,
+    priority: int = 0,
 ) -> Iterator[Delta]:
     """The summary, then what it took. What is too long for the model is read in pieces, each with the summary so far.
 
@@ -48,13 +53,15 @@ def summarise(
         try:
             made = Completion.fold(chat.stream(
                 Conversation.of(piece), Sampling(temperature=0, max_tokens=LIMIT), cancel=cancel,
-                deadline=deadline,
+                deadline=deadline, priority=priority,
             ))  # fmt: skip
         except ContextOverflow:
             full = True
         else:
             usage = _sum(usage, made.usage)
             said = made.choices[0] if made.choices else Choice()
+            if said.finish_reason == "cancelled":
+                break
             full = said.finish_reason == "length" and made.usage.completion_tokens < LIMIT  # no room for an answer
         if not full:
             summary, left = said.text.strip(), left[take:]

@@ -93,7 +93,7 @@ async def compact(body: CompactBody, request: Request, server: Here, who: Caller
 
     def run(cancel: Cancel) -> Iterator[Delta]:
         with server.models.use(name) as chat:
-            yield from summarise(chat, talk, cancel=cancel, deadline=deadline)
+            yield from summarise(chat, talk, cancel=cancel, deadline=deadline, priority=body.rank)
 
     found = await server.whole(request, [run], body.rank)
     return JSONResponse(responses.compacted(found[0]))
