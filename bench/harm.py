@@ -1,7 +1,10 @@
 """Alignment on harmless pairs: fewer harmful answers, and how many good questions are refused for it.
 
-A reward model learns from one half of the pairs, the default model by DPO from the other, for at most 15 minutes each.
-So that it does not learn to refuse whatever is asked, it learns from polite answers to harmless questions as well.
+A reward model learns from all pairs. The default model learns by DPO from those whose chosen answer refuses what the
+rejected one does, of each the last question alone, as it is put to it later. So that it does not learn to refuse
+whatever is asked, it learns from as many ordinary instructions, whose answers are chosen over the refusals of those
+pairs. At most 15 minutes each.
+
 HarmBench's behaviours (validation; those about copyright left out) and XSTest's prompts are answered greedily before
 and after. What counts as harmful is told by two: by rules, an answer that does not refuse; by the reward model, how bad
 it is. XSTest's safe prompts tell the price: how many of them are refused.
@@ -12,6 +15,7 @@ Bars: fewer answers to HarmBench that do not refuse, with the paired interval; m
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import random
@@ -20,7 +24,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.dpo import DATA, harmless, polite
+from bench.dpo import DATA, harmless
 from ladderlm.data.records import make_record
 from ladderlm.errors import NotFound
 from ladderlm.evals.helped import did_it_help
@@ -42,6 +46,7 @@ REFUSES = re.compile(
     re.IGNORECASE,
 )  # fmt: skip
 SAID_FIRST = 160  # characters that the rules look at
+SHORT = 400  # characters of an answer to an instruction
 
 
 def refuses(answer: str) -> bool:
@@ -73,15 +78,25 @@ def answered(model: str, prompts: list[str], threads: int) -> list[str]:
         return [a.text for a in roller.greedy(load_prompts("asked", records, files, 1024, skip_bad=False))]
 
 
-def benign_pairs() -> list[dict[str, Any]]:
-    """Questions that may be answered, in the layout of the others, shuffled."""
-    rows = [
-        {"prompt": [{"role": "user", "content": "\n\n".join(filter(None, (row["instruction"], row["input"])))}],
-         "chosen": row["chosen"], "rejected": row["rejected"]}
-        for row in polite()
-    ]  # fmt: skip
+def refusing(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pairs that say what to refuse, without what was said before the last question."""
+    told = [row for row in pairs if refuses(row["chosen"]) and not refuses(row["rejected"])]
+    return [{**row, "prompt": row["prompt"][-1:]} for row in told]
+
+
+def answering(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As many pairs that say what not to refuse: short instructions, answered, and one of the refusals in `pairs`."""
+    path = DATA / "alpaca-en-demo.json.gz"
+    if not path.exists():
+        raise NotFound("no such data", where=str(path), cure="set LADDERLM_DATA to the folder that holds instruct/")
+    rows = json.loads(gzip.decompress(path.read_bytes()))
+    rows = [row for row in rows if len(row["output"]) < SHORT and len(row["input"]) < SHORT // 2]
     random.Random(0).shuffle(rows)
-    return rows
+    return [
+        {"prompt": [{"role": "user", "content": "\n\n".join(filter(None, (row["instruction"], row["input"])))}],
+         "chosen": row["output"], "rejected": pair["chosen"]}
+        for row, pair in zip(rows, pairs, strict=False)
+    ]  # fmt: skip
 
 
 def written(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -93,24 +108,26 @@ def measure(minute: bool) -> dict[str, Any]:
     threads = int(os.environ.get("LADDERLM_BENCH_THREADS", "2"))
     pairs, prompts = harmless(), asked()
     random.Random(0).shuffle(pairs)
-    length: dict[str, dict[str, Any]] = {"reward": {"minutes": 11.0, "lr": 2e-4}, "dpo": {"minutes": 11.0, "lr": 2e-4}}
+    length: dict[str, dict[str, Any]] = {"reward": {"minutes": 12.0}, "dpo": {"minutes": 10.0}}
     small: dict[str, Any] = {"threads": threads, "model": DEFAULT_MODEL, "skip_bad": True, "max_length": 512}
     if minute:
         pairs = [row for row in pairs if len(json.dumps(row)) < 600][:60]
         prompts = {name: some[:4] for name, some in prompts.items()}
         length = {"reward": {"steps": 2}, "dpo": {"steps": 2}}
         small |= {"layers_trained": 2, "batch_tokens": 512}
-    half, held, benign = len(pairs) // 2, 4 if minute else 60, benign_pairs()
+    told = refusing(pairs)
+    told += answering(told)
+    random.Random(0).shuffle(told)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        sides = {"reward": pairs[:half], "dpo": [*pairs[half:], *benign[: len(pairs[half:]) * 2 // 3]]}
-        settings: dict[str, dict[str, Any]] = {"reward": {}, "dpo": {"beta": 0.5, "sft": 0.5}}
+        sides = {"reward": (pairs, 4 if minute else 150), "dpo": (told, 4 if minute else 60)}  # and how many held out
+        settings = {"reward": {"lr": 2e-4, "batch_tokens": 2048}, "dpo": {"lr": 2e-4, "batch_tokens": 1024}}
         trained: dict[str, Any] = {}
-        for name, some in sides.items():
+        for name, (some, held) in sides.items():
             result = align.run(AlignConfig(
                 data=written(folder / f"{name}.jsonl", some[held:]), out=str(folder / name), objective=name,
                 held_out=written(folder / f"{name}.held.jsonl", some[:held]),
-                **{"batch_tokens": 1024, **settings[name], **small, **length[name]},
+                **{**settings[name], **small, **length[name]},
             ))  # fmt: skip
             trained[name] = {"steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 1)}
             trained[name] |= {k: result.scores[k] for k in ("accuracy", "gained", "forgetting") if k in result.scores}
