@@ -2,8 +2,8 @@
 
 A reward model learns from all pairs. The default model learns by DPO from those whose chosen answer refuses what the
 rejected one does, of each the last question alone, as it is put to it later. So that it does not learn to refuse
-whatever is asked, it learns from as many ordinary instructions, whose answers are chosen over the refusals of those
-pairs. At most 15 minutes each.
+whatever is asked, it learns from ordinary questions too, whose answers are chosen over the refusals of those pairs. (Of
+ordinary instructions it learns that instructions are harmless and questions harmful.) At most 15 minutes each.
 
 HarmBench's behaviours (validation; those about copyright left out) and XSTest's prompts are answered greedily before
 and after. What counts as harmful is told by two: by rules, an answer that does not refuse; by the reward model, how bad
@@ -84,19 +84,38 @@ def refusing(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "prompt": row["prompt"][-1:]} for row in told]
 
 
-def answering(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As many pairs that say what not to refuse: short instructions, answered, and one of the refusals in `pairs`."""
-    path = DATA / "alpaca-en-demo.json.gz"
+def questions() -> list[tuple[str, str]]:
+    """Ordinary questions with short answers to them."""
+    found = []
+    for row in json.loads(instruct("alpaca-en-demo.json.gz")):
+        found.append(("\n\n".join(filter(None, (row["instruction"], row["input"]))), row["output"]))
+    for line in instruct("oasst-en-100-trees.jsonl.gz").splitlines():
+        prompt = json.loads(line)["prompt"]
+        found += [(prompt["text"], reply["text"]) for reply in (prompt.get("replies") or [])[:1]]
+    for row in json.loads(instruct("dpo-en-demo.json.gz")):
+        if len(row["conversations"]) == 1:
+            found.append((row["conversations"][0]["value"], row["chosen"]["value"]))
+    return [(q, shortened(a)) for q, a in found if q.strip().endswith("?") and len(q) < SHORT]
+
+
+def instruct(name: str) -> bytes:
+    path = DATA / name
     if not path.exists():
         raise NotFound("no such data", where=str(path), cure="set LADDERLM_DATA to the folder that holds instruct/")
-    rows = json.loads(gzip.decompress(path.read_bytes()))
-    rows = [row for row in rows if len(row["output"]) < SHORT and len(row["input"]) < SHORT // 2]
-    random.Random(0).shuffle(rows)
+    return gzip.decompress(path.read_bytes())
+
+
+def shortened(text: str) -> str:
+    """Its first sentences."""
+    return text[:SHORT][: text[:SHORT].rfind(". ") + 1] or text[:SHORT]
+
+
+def answering(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pairs that say what not to refuse: the answer is chosen, one of the refusals in `pairs` is not."""
     return [
-        {"prompt": [{"role": "user", "content": "\n\n".join(filter(None, (row["instruction"], row["input"])))}],
-         "chosen": row["output"], "rejected": pair["chosen"]}
-        for row, pair in zip(rows, pairs, strict=False)
-    ]  # fmt: skip
+        {"prompt": [{"role": "user", "content": asked}], "chosen": answer, "rejected": pair["chosen"]}
+        for (asked, answer), pair in zip(questions(), pairs, strict=False)
+    ]
 
 
 def written(path: Path, rows: list[dict[str, Any]]) -> str:
