@@ -327,7 +327,7 @@ def test_a_conversation_is_compacted_and_gone_on_with(stage: Stage) -> None:
     second = stage.client.responses.create(model="scripted", input=told, instructions="Be brief.")
     messages = stage.scripted.asked[-1][0].messages
     assert [(m.role, m.text) for m in messages] == [
-        ("system", "Be brief."), ("system", "What was said before, in short: Héllo world"), ("user", "And?"),
+        ("system", "Be brief.\n\nWhat was said before, in short: Héllo world"), ("user", "And?"),
     ]  # fmt: skip
     third = stage.client.responses.create(model="scripted", input="So?", previous_response_id=second.id)
     assert third.output_text == "Héllo world"

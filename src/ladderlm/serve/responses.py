@@ -58,11 +58,11 @@ def named(items: Sequence[Object]) -> list[Object]:
 
 
 def conversation(items: Sequence[Object], instructions: str | None, tools: tuple[Tool, ...]) -> Conversation:
-    """What the model reads. What the assistant says, thinks and calls in a row is one turn."""
+    """What the model reads. What anybody but the user says in a row is one turn, thoughts and calls included."""
     turns: list[tuple[str, list[Part]]] = [("system", [Text(instructions)])] if instructions else []
     for item in items:
         role, parts = _parts(item)
-        if turns and turns[-1][0] == role and role in ("assistant", "tool"):
+        if turns and turns[-1][0] == role != "user":
             said = turns[-1][1]
             if isinstance(parts[0], Text) and any(isinstance(p, Text) for p in said):
                 parts = [Text("\n\n" + parts[0].text)]
