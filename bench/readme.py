@@ -196,10 +196,11 @@ def tuning(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
         )
         rows.append(("PPO, held-out instructions", line, "ppo"))
     if h := found.get("harm"):
-        sides, refused = h["harmful"], h["xstest_safe_refused"]
+        sides, refused, reward = h["harmful"], h["xstest_safe_refused"], h["reward"]["difference"]
         line = (
             f"{sides['before']['mean']:.0%} to {sides['after']['mean']:.0%}; of XSTest's safe prompts refused "
-            f"{refused[0]:.0%} to {refused[1]:.0%}"
+            f"{refused[0]:.0%} to {refused[1]:.0%}; reward {reward['mean']:+.2f} [{reward['low']:+.2f}, "
+            f"{reward['high']:+.2f}]"
         )
         rows.append(("DPO on harmless pairs: HarmBench prompts not refused", line, "harm"))
     if c := found.get("climb"):
