@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ladderlm.engine.scheduler import State
 from ladderlm.serve.app import build_app
 from ladderlm.serve.models import Models
 from ladderlm.talk.echo import EchoChat
@@ -122,7 +123,7 @@ class Able(EchoChat):
     def __init__(self) -> None:
         super().__init__()
         self.tokenizer = train_bpe(["one two three four"], 300)
-        self.engine = SimpleNamespace(context_length=512)
+        self.engine = SimpleNamespace(context_length=512, state=State(0, 0, 0.0))
         self.files = SimpleNamespace(template=ChatTemplate(CHATML))
         self.embedder = self
 

@@ -193,6 +193,13 @@ def test_other_refusals(stage: Stage) -> None:
     assert (broken.status_code, broken.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
+def test_a_method_of_no_route_is_told_so_without_a_key() -> None:
+    with served(Models(("echo",), opener=lambda ref: EchoChat()), key="sk-one") as url:
+        found = httpx.request("TRACE", f"{url}/v1/chat/completions")
+        assert (found.status_code, found.headers["allow"]) == (405, "POST")
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"{", b"[]", b"\xff", b'{"messages": NaN}', b"[" * 100_000, b'"text"', b'{"a":' * 100_000]
 )

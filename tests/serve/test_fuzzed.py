@@ -13,6 +13,7 @@ from live import Able, served
 
 from ladderlm.serve.models import Models
 
+KEY = "sk-fuzzed"  # the local admin's: the first key that a test makes would shut all others out
 # A request can fit the schema and yet make no sense (a tool_choice that names no tool, two tools of one name, nothing
 # to answer): that is 400, which this check must know; all others stand as they come.
 SETTINGS = """
@@ -33,9 +34,10 @@ def test_no_failures(tmp_path: Path) -> None:
         pytest.skip("schemathesis is not installed (SCHEMATHESIS names it elsewhere)")
     (tmp_path / "schemathesis.toml").write_text(SETTINGS)
     chat = Able()
-    with served(Models(("m",), opener=lambda ref: chat)) as url:
+    with served(Models(("m",), opener=lambda ref: chat), key=KEY) as url:
         done = subprocess.run(
             [command, "--config-file", str(tmp_path / "schemathesis.toml"), "run", f"{url}/openapi.json",
+             "--header", f"Authorization: Bearer {KEY}",
              "--max-examples", os.environ.get("SCHEMATHESIS_EXAMPLES", "20")],
             capture_output=True, text=True, cwd=tmp_path, check=False,
         )  # fmt: skip

@@ -135,7 +135,7 @@ def test_bytes_that_are_gone_and_places_where_no_image_can_be(tmp_path: Path) ->
         chat = open_chat(f"{server.url}#m")
         with pytest.raises(NotFound, match="no longer in memory"):
             list(chat.stream(gone, Sampling()))
-        with pytest.raises(UsageError, match="only a user's message"):
+        with pytest.raises(UsageError, match="only users and tools"):
             list(chat.stream(Conversation((Message("system", (shown,)),)), Sampling()))
         assert server.bodies == []
     with pytest.raises(UsageError, match="reads text only"):

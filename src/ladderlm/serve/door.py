@@ -95,8 +95,9 @@ class Door:
         try:
             if INSIDE not in scope:
                 self._check_site(headers)
-            who = scope[INSIDE] if INSIDE in scope else self._who(scope["path"], headers)
-            if scope["path"] not in self._public:
+            nobodys = scope["method"] == "TRACE"  # no route has it: 405, with a key or without
+            who = scope[INSIDE] if INSIDE in scope else EVERYBODY if nobodys else self._who(scope["path"], headers)
+            if scope["path"] not in self._public and not nobodys:
                 _check_scope(scope["path"], who)
                 if INSIDE in scope or scope["method"] not in READING:
                     left = self._quotas.admit(who)
