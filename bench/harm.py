@@ -15,7 +15,6 @@ Bars: fewer answers to HarmBench that do not refuse, with the paired interval; m
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import os
 import random
@@ -24,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.dpo import DATA, harmless
+from bench.dpo import DATA, harmless, read
 from ladderlm.data.records import make_record
 from ladderlm.errors import NotFound
 from ladderlm.evals.helped import did_it_help
@@ -87,22 +86,15 @@ def refusing(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def questions() -> list[tuple[str, str]]:
     """Ordinary questions with short answers to them."""
     found = []
-    for row in json.loads(instruct("alpaca-en-demo.json.gz")):
+    for row in json.loads(read(DATA / "alpaca-en-demo.json.gz")):
         found.append(("\n\n".join(filter(None, (row["instruction"], row["input"]))), row["output"]))
-    for line in instruct("oasst-en-100-trees.jsonl.gz").splitlines():
+    for line in read(DATA / "oasst-en-100-trees.jsonl.gz").splitlines():
         prompt = json.loads(line)["prompt"]
         found += [(prompt["text"], reply["text"]) for reply in (prompt.get("replies") or [])[:1]]
-    for row in json.loads(instruct("dpo-en-demo.json.gz")):
+    for row in json.loads(read(DATA / "dpo-en-demo.json.gz")):
         if len(row["conversations"]) == 1:
             found.append((row["conversations"][0]["value"], row["chosen"]["value"]))
     return [(q, shortened(a)) for q, a in found if q.strip().endswith("?") and len(q) < SHORT]
-
-
-def instruct(name: str) -> bytes:
-    path = DATA / name
-    if not path.exists():
-        raise NotFound("no such data", where=str(path), cure="set LADDERLM_DATA to the folder that holds instruct/")
-    return gzip.decompress(path.read_bytes())
 
 
 def shortened(text: str) -> str:

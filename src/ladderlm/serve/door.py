@@ -95,9 +95,9 @@ class Door:
         try:
             if INSIDE not in scope:
                 self._check_site(headers)
-            nobodys = scope["method"] == "TRACE"  # no route has it: 405, with a key or without
-            who = scope[INSIDE] if INSIDE in scope else EVERYBODY if nobodys else self._who(scope["path"], headers)
-            if scope["path"] not in self._public and not nobodys:
+            free = scope["path"] in self._public or scope["method"] == "TRACE"  # no route has TRACE: 405 for everybody
+            who = scope[INSIDE] if INSIDE in scope else EVERYBODY if free else self._who(headers)
+            if not free:
                 _check_scope(scope["path"], who)
                 if INSIDE in scope or scope["method"] not in READING:
                     left = self._quotas.admit(who)
@@ -134,10 +134,8 @@ class Door:
         if origin is not None and urlsplit(origin).netloc != host:
             raise Forbidden("pages of other sites may not call this server", where=f"Origin: {origin}")
 
-    def _who(self, path: str, headers: dict[str, str]) -> Who:
-        """Whose request this is. On public paths nobody is asked."""
-        if path in self._public:
-            return EVERYBODY
+    def _who(self, headers: dict[str, str]) -> Who:
+        """Whose request this is."""
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return self._accounts.who(_text(given.strip()))

@@ -408,9 +408,9 @@ def referred(user: str, items: Sequence[Object]) -> list[Object]:
         for asked, body in db.execute(query, (user, REFERRED)):
             if wanted <= found.keys():
                 break
-            if any(id in asked or id in body for id in wanted):
-                held = [*json.loads(asked), *json.loads(body)["output"]]
-                found |= {item["id"]: item for item in held if item["id"] in wanted - found.keys()}
+            for item in (*json.loads(asked), *json.loads(body)["output"]):
+                if item["id"] in wanted:
+                    found.setdefault(item["id"], item)
     for number, item in enumerate(items):
         if item["type"] == "item_reference" and item["id"] not in found:
             raise NotFound(f"no item {item['id']!r}", where=f"input[{number}]", cure="send the item itself")
