@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from ladderlm.engine.scheduler import State
 from ladderlm.serve.app import build_app
 from ladderlm.serve.models import Models
+from ladderlm.serve.run import bind
 from ladderlm.talk.echo import EchoChat
 from ladderlm.text.bpe import train_bpe
 from ladderlm.text.render import render
@@ -182,7 +182,7 @@ def served(models: Models, **settings: Any) -> Iterator[str]:
     """The base URL of an app that answers while the block runs."""
     import uvicorn
 
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = bind("127.0.0.1", 0)
     app = build_app(models, **settings)
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="on", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

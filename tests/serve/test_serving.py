@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import httpx
 import pytest
 
 from ladderlm.errors import AuthError, PortInUse, UsageError
-from ladderlm.serve.run import ServeConfig, run
+from ladderlm.serve.run import ServeConfig, bind, run
 
 pytest.importorskip("uvicorn")
 
@@ -22,6 +23,23 @@ pytest.importorskip("uvicorn")
 def test_a_taken_port_says_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(PortInUse, match="--port 0"):
         run(ServeConfig(models=("echo",), port=taken.getsockname()[1]))
+
+
+def test_what_is_written_is_sent_at_once() -> None:
+    async def accepted() -> int:
+        told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def met(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            told.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with bind("127.0.0.1", 0) as listening:
+            async with await asyncio.start_server(met, sock=listening):
+                _, writer = await asyncio.open_connection(*listening.getsockname())
+                writer.close()
+                return await asyncio.wait_for(told, 5)
+
+    assert asyncio.run(accepted())
 
 
 def test_beyond_this_machine_a_key_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

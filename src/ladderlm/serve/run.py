@@ -87,7 +87,7 @@ def run(config: ServeConfig) -> None:
     models, keep = _models(config)
     bridge = Bridge(config.parallel, config.parallel + config.queue)
     telemetry, embed = _telemetry(config), origins(config.embed)
-    with contextlib.closing(_bind(config.host, config.port)) as listening:
+    with contextlib.closing(bind(config.host, config.port)) as listening:
         hosts = (*LOOPBACK_NAMES, config.host) if local else None
         app = build_app(
             models, bridge=bridge, hosts=hosts, key=key, guarded=not local, timeout=config.timeout, embed=embed,
@@ -157,10 +157,11 @@ def _end_in_order(server: uvicorn.Server, models: Models, bridge: Bridge, second
     server.handle_exit = interrupted
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """A bound socket. PortInUse when another program listens there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # Where the protocol is not named, asyncio leaves out TCP_NODELAY: an answer's end then waits 40 ms for an ACK.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":  # elsewhere this would let two servers share the port
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
