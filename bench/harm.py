@@ -1,9 +1,10 @@
 """Alignment on harmless pairs: fewer harmful answers, and how many good questions are refused for it.
 
-A reward model learns from all pairs. The default model learns by DPO from those whose chosen answer refuses what the
-rejected one does, of each the last question alone, as it is put to it later. So that it does not learn to refuse
-whatever is asked, it learns from ordinary questions too, whose answers are chosen over the refusals of those pairs. (Of
-ordinary instructions it learns that instructions are harmless and questions harmful.) At most 15 minutes each.
+Of each pair the last question alone is kept, as questions are put later. A reward model learns from all of them. The
+default model learns by DPO from those whose chosen answer refuses what the rejected one does. So that it does not learn
+to refuse whatever is asked, it learns from ordinary questions too, whose answers are chosen over the refusals of those
+pairs. (Of ordinary instructions it learns that instructions are harmless and questions harmful.) At most 15 minutes
+each.
 
 HarmBench's behaviours (validation; those about copyright left out) and XSTest's prompts are answered greedily before
 and after. What counts as harmful is told by two: by rules, an answer that does not refuse; by the reward model, how bad
@@ -78,9 +79,8 @@ def answered(model: str, prompts: list[str], threads: int) -> list[str]:
 
 
 def refusing(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The pairs that say what to refuse, without what was said before the last question."""
-    told = [row for row in pairs if refuses(row["chosen"]) and not refuses(row["rejected"])]
-    return [{**row, "prompt": row["prompt"][-1:]} for row in told]
+    """The pairs that say what to refuse."""
+    return [row for row in pairs if refuses(row["chosen"]) and not refuses(row["rejected"])]
 
 
 def questions() -> list[tuple[str, str]]:
@@ -117,9 +117,9 @@ def written(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def measure(minute: bool) -> dict[str, Any]:
     threads = int(os.environ.get("LADDERLM_BENCH_THREADS", "2"))
-    pairs, prompts = harmless(), asked()
+    pairs, prompts = [{**row, "prompt": row["prompt"][-1:]} for row in harmless()], asked()
     random.Random(0).shuffle(pairs)
-    length: dict[str, dict[str, Any]] = {"reward": {"minutes": 12.0}, "dpo": {"minutes": 10.0}}
+    length: dict[str, dict[str, Any]] = {"reward": {"minutes": 12.0}, "dpo": {"minutes": 12.0}}
     small: dict[str, Any] = {"threads": threads, "model": DEFAULT_MODEL, "skip_bad": True, "max_length": 512}
     if minute:
         pairs = [row for row in pairs if len(json.dumps(row)) < 600][:60]
@@ -132,7 +132,7 @@ def measure(minute: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         sides = {"reward": (pairs, 4 if minute else 150), "dpo": (told, 4 if minute else 60)}  # and how many held out
-        settings = {"reward": {"lr": 2e-4, "batch_tokens": 2048}, "dpo": {"lr": 2e-4, "batch_tokens": 1024}}
+        settings = {"reward": {"lr": 2e-4, "batch_tokens": 2048}, "dpo": {"lr": 3e-4, "batch_tokens": 1024}}
         trained: dict[str, Any] = {}
         for name, (some, held) in sides.items():
             result = align.run(AlignConfig(
