@@ -125,18 +125,16 @@ class Able(EchoChat):
         self.tokenizer = train_bpe(["one two three four"], 300)
         self.engine = SimpleNamespace(context_length=512, state=State(0, 0, 0.0))
         self.files = SimpleNamespace(template=ChatTemplate(CHATML))
-        self.embedder = self
+        self.embedder = SimpleNamespace(ids=self.prompt_ids, embed=self._vectors)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         return self.tokenizer.encode(prompt)
-
-    ids = prompt_ids
 
     def conversation_ids(self, conversation: Conversation, *, add_generation_prompt: bool = True) -> list[int]:
         template = self.files.template
         return render(conversation, self.tokenizer, template, add_generation_prompt=add_generation_prompt).ids
 
-    def embed(self, rows: Sequence[Sequence[int]], dimensions: int | None = None) -> FloatArray:
+    def _vectors(self, rows: Sequence[Sequence[int]], dimensions: int | None = None) -> FloatArray:
         return np.ones((len(rows), min(dimensions or 8, 8)), np.float32)
 
     def next(self, prompt: str | Conversation, k: int = 10) -> list[Candidate]:

@@ -148,7 +148,7 @@ def list_votes(owner: Owner) -> Response:
     return JSONResponse({"object": "list", "data": chats.list_votes(owner)})
 
 
-@router.get("/votes/records")
+@router.get("/votes/records", response_class=Response, responses={200: {"content": {"application/jsonl": {}}}})
 def vote_records(owner: Owner, kind: Literal["preference", "sft"] = "preference") -> Response:
     """The votes as records to train on: pairs for `ladderlm align`, or conversations for `ladderlm finetune`."""
     votes = chats.list_votes(owner)
