@@ -7,7 +7,7 @@
 
 The clients live in an environment of their own, whose Python CLIENTS_PYTHON names (this one by default):
 pip install "lm-eval[api]" datasets langchain-openai langchain-anthropic llama-index-llms-openai-like
-llama-index-embeddings-openai-like llm openai anthropic
+llama-index-embeddings-openai-like llm openai anthropic websockets
 """
 
 from __future__ import annotations

@@ -55,6 +55,17 @@ def openai_calls() -> Calls:
         events = list(client.responses.create(model=MODEL, input="Say hello.", max_output_tokens=8, stream=True))
         return events[0].type == "response.created" and events[-1].response.output_text != ""
 
+    def responded_by_socket() -> bool:
+        said, before = [], None
+        with client.responses.connect() as connection:
+            for text in ("Say hello.", "Again."):
+                more = {"previous_response_id": before} if before else {}
+                connection.response.create(model=MODEL, input=text, max_output_tokens=8, store=False, **more)
+                last = next(e for e in connection if e.type in ("response.completed", "response.incomplete", "error"))
+                before = last.response.id
+                said.append(last.response.output_text)
+        return all(said)
+
     return {
         "models": lambda: MODEL in [m.id for m in client.models.list()],
         "chat": lambda: bool(chat().choices[0].message.content),
@@ -66,6 +77,7 @@ def openai_calls() -> Calls:
         "embeddings": lambda: len(client.embeddings.create(model=MODEL, input=["a", "b"]).data) == 2,
         "responses": responded,
         "responses streamed": responded_in_pieces,
+        "responses by WebSocket": responded_by_socket,
     }
 
 

@@ -28,6 +28,8 @@ def error_body(error: BaseException) -> dict[str, Any]:
         param = error.where.split("=")[0]
     elif isinstance(error, NotFound) and error.where == "model":
         param, code = "model", "model_not_found"
+    elif isinstance(error, NotFound) and error.where == "previous_response_id":
+        param, code = error.where, "previous_response_not_found"
     elif isinstance(error, ContextOverflow):
         code = "context_length_exceeded"
     elif isinstance(error, AuthError):

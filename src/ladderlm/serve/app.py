@@ -50,6 +50,7 @@ from ladderlm.serve.routes import (
     raw,
     responses,
     runs,
+    sockets,
     tokens,
     usage,
 )
@@ -63,6 +64,7 @@ _log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
 mimetypes.add_type("application/manifest+json", ".webmanifest")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+IMAGE_LIMIT = 32 * 2**20  # bytes of a body that may hold images
 TIDY = 600.0  # seconds
 ENDING = 5.0  # seconds that responses in the background have, at the end, to be kept as they are
 PROBES = ("/health", "/ready", "/metrics")  # which need no key
@@ -72,6 +74,7 @@ ROUTERS = (
     chat.router,
     raw.router,
     responses.router,
+    sockets.router,
     messages.router,
     tokens.router,
     chats.router,
@@ -96,7 +99,7 @@ def build_app(
     key: str | None = None,
     guarded: bool = False,
     body_limit: int = 4 * 2**20,
-    image_limit: int = 32 * 2**20,
+    image_limit: int = IMAGE_LIMIT,
     upload_limit: int = 512 * 2**20,
     images: Images | None = None,
     timeout: float = 600.0,
@@ -220,7 +223,9 @@ class _PageAt(Mount):
     """Everywhere but on the API's paths, where a wrong method is told from a path that is not there."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        return (Match.NONE, {}) if scope["path"].startswith("/v1/") or _methods(scope) else super().matches(scope)
+        if scope["type"] != "http" or scope["path"].startswith("/v1/") or _methods(scope):
+            return Match.NONE, {}
+        return super().matches(scope)
 
 
 class _Page(StaticFiles):

@@ -80,10 +80,13 @@ class Door:
         self._public = frozenset(public)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if scope["type"] == "websocket":
+            await self._connect(headers, scope, receive, send)
+            return
         extra = list(HEADERS)
 
         async def answer(message: Message) -> None:
@@ -109,6 +112,23 @@ class Door:
             await _refuse(answer, scope["path"], error)
             return
         await self._app(scope, self._counted(receive, scope), answer)
+
+    async def _connect(self, headers: dict[str, str], scope: Scope, receive: Receive, send: Send) -> None:
+        """Only who may call is connected; what is then asked for passes here by itself."""
+
+        async def answer(message: Message) -> None:
+            if "websocket.http.response" in scope.get("extensions", {}):
+                await send({**message, "type": "websocket." + message["type"]})
+            elif message["type"] == "http.response.start":
+                await send({"type": "websocket.close", "code": 1008})
+
+        try:
+            self._check_site(headers)
+            _check_scope(scope["path"], self._who(headers))
+        except LadderError as error:
+            await _refuse(answer, scope["path"], error)
+            return
+        await self._app(scope, receive, send)
 
     def _counted(self, receive: Receive, scope: Scope) -> Receive:
         upload = scope["method"] == "POST" and scope["path"] in UPLOADS

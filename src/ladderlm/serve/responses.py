@@ -7,6 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ladderlm import store
@@ -139,6 +140,7 @@ class Answering:
     def __init__(self, body: ResponseBody, model: str) -> None:
         self.whole = _blank(body, model)
         self._logprobs = body.logprobs
+        self._silent = body.generate is False  # nothing was to be said
         self._number = 0
         self._thought = 0  # tokens
         self._open: Object | None = None  # the item that is being said
@@ -165,8 +167,8 @@ class Answering:
 
     def end(self) -> list[Object]:
         """The answer is complete, or cut off."""
-        cut = self._reason in ("length", "cancelled")
-        if not self.whole["output"]:
+        cut = self._reason == "cancelled" or (self._reason == "length" and not self._silent)
+        if not self.whole["output"] and not self._silent:
             events = self._start({"type": "message", "role": "assistant", "content": []}, "msg")
             events += self._first_part({"type": "output_text", "text": "", "annotations": [], "logprobs": []})
         else:
@@ -318,6 +320,18 @@ def _logprobs(tokens: Sequence[Token]) -> list[Object]:
 
 
 # --- What is kept -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Latest:
+    """What was said up to the latest response of a lane; `known` has that of all lanes of a connection, by id."""
+
+    known: dict[str, list[Object]]
+    _id: str = ""
+
+    def remember(self, id: str, said: list[Object]) -> None:
+        self.known.pop(self._id, None)
+        self.known[id], self._id = said, id
 
 
 def keep(user: str, response: Object, items: Sequence[Object]) -> None:

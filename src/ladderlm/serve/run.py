@@ -75,7 +75,8 @@ def run(config: ServeConfig) -> None:
     try:
         import uvicorn
 
-        from ladderlm.serve.app import LOOPBACK_NAMES, build_app, origins
+        from ladderlm.serve.app import IMAGE_LIMIT, LOOPBACK_NAMES, build_app, origins
+        from ladderlm.serve.routes.sockets import AHEAD
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "starlette", "serve") from None
     key = os.environ.get(KEY_VARIABLE)
@@ -96,6 +97,7 @@ def run(config: ServeConfig) -> None:
         )  # fmt: skip
         settings = uvicorn.Config(
             app, log_level="error", access_log=False, lifespan="on", server_header=False, timeout_graceful_shutdown=1,
+            ws_max_size=IMAGE_LIMIT, ws_max_queue=AHEAD,
             log_config=None if config.log_json else uvicorn.config.LOGGING_CONFIG,
         )  # fmt: skip
         server = uvicorn.Server(settings)

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Literal
+from types import MappingProxyType
+from typing import Annotated, Literal, NamedTuple
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -16,7 +17,7 @@ from fastapi.responses import JSONResponse
 from ladderlm.errors import Cancelled, ContextOverflow, UsageError
 from ladderlm.serve import images, responses
 from ladderlm.serve.bridge import Start
-from ladderlm.serve.responses import Answering
+from ladderlm.serve.responses import Answering, Latest
 from ladderlm.serve.routes.chat import own_drawing
 from ladderlm.serve.server import Batches, Caller, Events, Here, Object, Server, ability
 from ladderlm.serve.wire.chat import STREAMED
@@ -44,13 +45,17 @@ async def create_response(body: ResponseBody, request: Request, server: Here, wh
     """An answer to items, and to what a stored response holds; whole, streamed, or made in the background."""
     owner, sampling = who.user, body.sampling
     name = server.models.resolve(body.model)
-    items, talk = await _read(server, name, body, owner, body.instructions, body.offer[0])
-    start = _start(server, name, talk, sampling, body)
+    latest: Latest | None = getattr(request.state, "latest", None)  # of a connection
+    known = {} if latest is None else latest.known
+    read = await _read(server, name, body, owner, body.instructions, body.offer[0], known)
+    start = _start(server, name, read.talk, sampling, body)
     answering = Answering(body, name)
 
     async def keep() -> None:
+        if latest is not None:
+            latest.remember(answering.whole["id"], [*read.said, *answering.whole["output"]])
         if body.kept:
-            await server.bridge.call(partial(responses.keep, owner, answering.whole, items))
+            await server.bridge.call(partial(responses.keep, owner, answering.whole, read.items))
 
     batches = server.bridge.merge([start], body.rank)
     if body.stream:
@@ -75,11 +80,11 @@ async def create_response(body: ResponseBody, request: Request, server: Here, wh
 async def input_tokens(body: InputBody, server: Here, who: Caller) -> Response:
     """How many tokens the model would read."""
     name = server.models.resolve(body.model)
-    _, talk = await _read(server, name, body, who.user, body.instructions, body.offer[0])
+    read = await _read(server, name, body, who.user, body.instructions, body.offer[0])
 
     def work() -> int:
         with server.models.use(name) as chat:
-            return int(ability(chat, "count", name)(talk))
+            return int(ability(chat, "count", name)(read.talk))
 
     return JSONResponse({"object": "response.input_tokens", "input_tokens": await server.call(work)})
 
@@ -88,12 +93,12 @@ async def input_tokens(body: InputBody, server: Here, who: Caller) -> Response:
 async def compact(body: CompactBody, request: Request, server: Here, who: Caller) -> Response:
     """What was said, told in short by the model: one item, to be sent in its place."""
     name = server.models.resolve(body.model)
-    _, talk = await _read(server, name, body, who.user, None)
+    read = await _read(server, name, body, who.user, None)
     deadline = time.monotonic() + server.timeout
 
     def run(cancel: Cancel) -> Iterator[Delta]:
         with server.models.use(name) as chat:
-            yield from summarise(chat, talk, cancel=cancel, deadline=deadline, priority=body.rank)
+            yield from summarise(chat, read.talk, cancel=cancel, deadline=deadline, priority=body.rank)
 
     found = await server.whole(request, [run], body.rank)
     return JSONResponse(responses.compacted(found[0]))
@@ -155,23 +160,40 @@ async def input_items(
 # --- How it is made -----------------------------------------------------------------------------------------------
 
 
+class _Read(NamedTuple):
+    """The new items; these after all that was said before; what the model reads."""
+
+    items: list[Object]
+    said: list[Object]
+    talk: Conversation
+
+
 async def _read(
-    server: Server, name: str, body: ReadBody, owner: str, instructions: str | None, tools: tuple[Tool, ...] = ()
-) -> tuple[list[Object], Conversation]:
-    """The new items, and what the model reads: the chain's items, then these."""
-    items = await server.read(name, body.items)
-    stored = body.previous_response_id is not None
+    server: Server,
+    name: str,
+    body: ReadBody,
+    owner: str,
+    instructions: str | None,
+    tools: tuple[Tool, ...] = (),
+    known: Mapping[str, list[Object]] = MappingProxyType({}),
+) -> _Read:
+    """`known`: what was said up to responses that need not be stored, by their ids."""
+    items, before = await server.read(name, body.items), body.previous_response_id
+    stored = before is not None
     if any(item["type"] == "item_reference" for item in items):
         stored, items = True, await server.call(partial(responses.referred, owner, items))
     items = responses.named(items)
     where, said = "input", items
-    if body.previous_response_id is not None:
+    if before is not None:
         where = "previous_response_id"
-        said = [*await server.call(partial(responses.before, owner, body.previous_response_id)), *items]
+        earlier = known.get(before)
+        if earlier is None:
+            earlier = await server.call(partial(responses.before, owner, before))
+        said = [*earlier, *items]
     talk = responses.conversation(said, instructions, tools)
     if stored:
         talk = images.again(talk, sees=server.models.sees(name), where=where)
-    return items, talk
+    return _Read(items, said, talk)
 
 
 def _start(server: Server, name: str, talk: Conversation, sampling: Sampling, body: ResponseBody) -> Start:

@@ -236,6 +236,7 @@ class ResponseBody(InputBody, Ranked):
     metadata: Metadata | None = None
     max_output_tokens: Annotated[int, Field(ge=1), AsWhole] | None = None
     max_tool_calls: Annotated[int, Field(ge=1), AsWhole] | None = None
+    generate: bool | None = Field(default=None, description="false: only read, so that the next response begins sooner")
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Share | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -266,7 +267,7 @@ class ResponseBody(InputBody, Ranked):
         values: dict[str, Any] = {name: value for name in told if (value := getattr(self, name)) is not None}
         return Sampling(
             **values,
-            max_tokens=self.max_output_tokens,
+            max_tokens=0 if self.generate is False else self.max_output_tokens,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             response_format=self._form,
             tool_choice=self.offer[1],
