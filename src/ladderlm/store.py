@@ -89,6 +89,13 @@ _SCHEMA = (
         input TEXT NOT NULL, body TEXT NOT NULL);
     CREATE INDEX responses_of_user ON responses (user, created);
     """,
+    # Conversations that responses belong to.
+    """
+    CREATE TABLE response_conversations (id TEXT PRIMARY KEY, user TEXT NOT NULL, created REAL NOT NULL,
+        metadata TEXT NOT NULL);
+    CREATE TABLE conversation_items (number INTEGER PRIMARY KEY, conversation TEXT NOT NULL, id TEXT NOT NULL,
+        body TEXT NOT NULL, UNIQUE (conversation, id));
+    """,
 )
 SCHEMA_VERSION = len(_SCHEMA)
 

@@ -48,7 +48,7 @@ NEEDS = (
     ("/v1/next", "chat"), ("/tokenize", "chat"), ("/detokenize", "chat"), ("/v1/embeddings", "embed"),
     ("/v1/files", "files"), ("/v1/batches", "files"), ("/v1/fine_tuning", "train"), ("/v1/users", "admin"),
     ("/v1/audit", "admin"), ("/v1/chats", "chat"), ("/v1/presets", "chat"), ("/v1/votes", "chat"),
-    ("/v1/runs", "train"),
+    ("/v1/runs", "train"), ("/v1/conversations", "chat"),
 )  # fmt: skip
 
 

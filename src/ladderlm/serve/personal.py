@@ -13,12 +13,14 @@ from ladderlm.serve import accounts, files, jobs
 from ladderlm.serve.accounts import EVERYBODY, LOCAL, User, Who
 
 # What belongs to a user, by table: each has a column `user`. What belongs to that: table, column, the table it is of.
-TABLES = ("requests", "usage", "files", "batches", "jobs", "chats", "presets", "votes", "responses")
+TABLES = ("requests", "usage", "files", "batches", "jobs", "chats", "presets", "votes", "responses",
+          "response_conversations")  # fmt: skip
 PARTS = (
     ("batch_answers", "batch", "batches"),
     ("job_events", "job", "jobs"),
     ("message_tokens", "chat", "chats"),
     ("messages", "chat", "chats"),
+    ("conversation_items", "conversation", "response_conversations"),
 )
 
 

@@ -286,8 +286,9 @@ def _blank(body: ResponseBody, model: str) -> Object:
     return {
         "id": fresh("resp"), "object": "response", "created_at": int(time.time()), "completed_at": None,
         "status": "queued", "error": None, "incomplete_details": None, "model": model, "output": [],
-        "previous_response_id": body.previous_response_id, "instructions": body.instructions,
-        "metadata": body.metadata or {}, "usage": None, "tools": tools,
+        "previous_response_id": body.previous_response_id,
+        "conversation": None if (belongs := body.conversation_id) is None else {"id": belongs},
+        "instructions": body.instructions, "metadata": body.metadata or {}, "usage": None, "tools": tools,
         "tool_choice": "auto" if choice is None else choice if isinstance(choice, str) else choice.model_dump(),
         "parallel_tool_calls": body.parallel_tool_calls is not False, "truncation": body.truncation or "disabled",
         "text": {"format": told} | ({"verbosity": body.text.verbosity} if body.text and body.text.verbosity else {}),
@@ -403,6 +404,9 @@ def before(user: str, id: str | None) -> list[Object]:
             raise NotFound(what, where="previous_response_id", cure="send the whole input") from None
         if unfinished(body):
             raise UsageError("the response before is not complete", where="previous_response_id", cure="wait for it")
+        if (belongs := body.get("conversation")) is not None:
+            cure = f"give conversation: {belongs['id']}"
+            raise UsageError("the response before is of a conversation", where="previous_response_id", cure=cure)
         chain.append([*items, *body["output"]])
         id = body["previous_response_id"]
         if len(chain) > MAX_CHAIN:

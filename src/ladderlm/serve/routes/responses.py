@@ -14,8 +14,8 @@ from typing import Annotated, Literal, NamedTuple
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from ladderlm.errors import Cancelled, ContextOverflow, UsageError
-from ladderlm.serve import images, responses
+from ladderlm.errors import Cancelled, ContextOverflow, NotFound, UsageError
+from ladderlm.serve import conversations, images, responses
 from ladderlm.serve.bridge import Start
 from ladderlm.serve.responses import Answering, Latest
 from ladderlm.serve.routes.chat import own_drawing
@@ -37,6 +37,9 @@ from ladderlm.talk.summary import summarise
 from ladderlm.types import Cancel, Conversation, Delta, Sampling, Tool
 
 router = APIRouter(prefix="/v1/responses", tags=["responses"])
+Limit = Annotated[int, Query(ge=1, le=100)]
+Order = Literal["asc", "desc"]
+After = Annotated[str | None, Query(max_length=100)]
 _log = logging.getLogger(__name__)
 
 
@@ -52,6 +55,10 @@ async def create_response(body: ResponseBody, request: Request, server: Here, wh
     answering = Answering(body, name)
 
     async def keep() -> None:
+        if read.conversation is not None and answering.whole["status"] in ("completed", "incomplete"):
+            added = [*read.items, *answering.whole["output"]]
+            with contextlib.suppress(NotFound):  # it was deleted meanwhile
+                await server.bridge.call(partial(conversations.append, owner, read.conversation, added))
         if latest is not None:
             latest.remember(answering.whole["id"], [*read.said, *answering.whole["output"]])
         if body.kept:
@@ -138,14 +145,15 @@ async def cancel_response(id: str, server: Here, who: Caller) -> Response:
 
 @router.get("/{id}/input_items", responses={200: {"model": ItemList}})
 async def input_items(
-    id: str, server: Here, who: Caller,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
-    after: str | None = None,
-) -> Response:  # fmt: skip
+    id: str, server: Here, who: Caller, limit: Limit = 20, order: Order = "desc", after: After = None
+) -> Response:
     """What a stored response answered."""
     _, items = await server.call(partial(responses.find, who.user, id))
-    items = items if order == "asc" else items[::-1]
+    return JSONResponse(page_of(items if order == "asc" else items[::-1], limit, after))
+
+
+def page_of(items: list[Object], limit: int, after: str | None) -> Object:
+    """Some of a list, after the one whose id is given. Raises UsageError where there is none such."""
     if after is not None:
         ids = [item["id"] for item in items]
         if after not in ids:
@@ -153,8 +161,7 @@ async def input_items(
         items = items[ids.index(after) + 1 :]
     page = items[:limit]
     first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
-    more = len(items) > limit
-    return JSONResponse({"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": more})
+    return {"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": len(items) > limit}
 
 
 # --- How it is made -----------------------------------------------------------------------------------------------
@@ -166,6 +173,7 @@ class _Read(NamedTuple):
     items: list[Object]
     said: list[Object]
     talk: Conversation
+    conversation: str | None  # that it belongs to
 
 
 async def _read(
@@ -179,7 +187,8 @@ async def _read(
 ) -> _Read:
     """`known`: what was said up to responses that need not be stored, by their ids."""
     items, before = await server.read(name, body.items), body.previous_response_id
-    stored = before is not None
+    belongs = body.conversation_id if isinstance(body, InputBody) else None
+    stored = before is not None or belongs is not None
     if any(item["type"] == "item_reference" for item in items):
         stored, items = True, await server.call(partial(responses.referred, owner, items))
     items = responses.named(items)
@@ -190,10 +199,13 @@ async def _read(
         if earlier is None:
             earlier = await server.call(partial(responses.before, owner, before))
         said = [*earlier, *items]
+    elif belongs is not None:
+        where = "conversation"
+        said = [*await server.call(partial(conversations.items, owner, belongs)), *items]
     talk = responses.conversation(said, instructions, tools)
     if stored:
         talk = images.again(talk, sees=server.models.sees(name), where=where)
-    return _Read(items, said, talk)
+    return _Read(items, said, talk, belongs)
 
 
 def _start(server: Server, name: str, talk: Conversation, sampling: Sampling, body: ResponseBody) -> Start:

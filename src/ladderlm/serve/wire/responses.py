@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
@@ -178,33 +179,51 @@ class ReadBody(Wire):
     previous_response_id: str | None = None
 
     def items(self, see: See = blind) -> list[Object]:
-        """The input as plain items; of an image, what is known of it and not what it shows."""
+        """The input as plain items."""
         if isinstance(self.input, str):
             return [{"type": "message", "role": "user", "content": self.input}]
-        items = [{"type": "item_reference"} | item.model_dump(exclude_none=True) for item in self.input or ()]
-        for number, item in enumerate(items):
-            said = "output" if item["type"] == "function_call_output" else "content"
-            if item["type"] in ("message", "function_call_output") and isinstance(item[said], list):
-                shows = item.get("role", "user") == "user"
-                item[said] = [
-                    _seen(part, shows, f"input[{number}].{said}[{place}]", see) for place, part in enumerate(item[said])
-                ]
-        return items
+        return plain_items(self.input or (), "input", see)
+
+
+def plain_items(items: Sequence[Item], where: str, see: See) -> list[Object]:
+    """Items of a request as plain ones; of an image, what is known of it and not what it shows."""
+    plain = [{"type": "item_reference"} | item.model_dump(exclude_none=True) for item in items]
+    for number, item in enumerate(plain):
+        said = "output" if item["type"] == "function_call_output" else "content"
+        if item["type"] in ("message", "function_call_output") and isinstance(item[said], list):
+            shows = item.get("role", "user") == "user"
+            item[said] = [
+                _seen(part, shows, f"{where}[{number}].{said}[{place}]", see) for place, part in enumerate(item[said])
+            ]
+    return plain
 
 
 class CompactBody(ReadBody, Ranked):
     """A conversation to be told in short."""
 
 
+class ConversationReference(Wire):
+    id: str
+
+
 class InputBody(ReadBody):
     """What the model reads."""
 
+    conversation: str | ConversationReference | None = None
     tools: Annotated[list[ResponseFunction], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     truncation: Literal["auto", "disabled"] | None = None
+
+    @property
+    def conversation_id(self) -> str | None:
+        """Raises UsageError where a response before is named too."""
+        given = self.conversation
+        if given is not None and self.previous_response_id is not None:
+            raise UsageError("give one of the two", where="conversation", cure="leave out previous_response_id")
+        return given.id if isinstance(given, ConversationReference) else given
 
     @property
     def offer(self) -> Offer:
@@ -368,6 +387,7 @@ class ResponseAnswer(_Open):
     model: str
     output: list[Annotated[OutputMessage | OutputCall | OutputReasoning, Field(discriminator="type")]]
     previous_response_id: str | None
+    conversation: ConversationReference | None = None
     instructions: str | None
     metadata: dict[str, str]
     usage: ResponseUsage | None
