@@ -27,7 +27,7 @@ BETAS = {"simpo": 2.0, "grpo": 0.02, "ppo": 0.05}
 
 @dataclass(frozen=True, slots=True)
 class LoopConfig(Value):
-    """`steps`, or `minutes` from which the steps are worked out once, after a few have been timed.
+    """`steps`, or `minutes`: then the steps are counted anew until the learning rate begins to fall.
 
     Schedule "wsd": the learning rate rises over `warmup` steps, holds, and falls to zero over the last `cooldown` share
     of all steps; "cosine" falls from the warmup on. `accumulate` batches make a step, fewer in the first `batch_ramp`
@@ -101,7 +101,7 @@ class PretrainConfig(Value):
     packing: str = option("windows", "windows cut anywhere, or best-fit rows of whole documents; causal only",
                           choices=("windows", "best-fit"))  # fmt: skip
     length_ramp: int = option(0, "steps over which windows grow, from an eighth of seq_len; next tokens only")
-    minutes: float = option(0.0, "time budget; the number of steps is worked out from the first ones")
+    minutes: float = option(0.0, "time budget, by which the number of steps is worked out")
     steps: int = option(0, "optimiser steps, instead of a time budget")
     lr: float = option(0.0, "learning rate of AdamW: embeddings and norms; 0: 0.01, for masked tokens 0.002, with "
                             "pairs 0.001, going on from a model 1e-4")  # fmt: skip
@@ -242,7 +242,7 @@ class FinetuneConfig(Value):
     init_text: str = option("", "text whose tokens a tuned prompt or prefix starts from; else drawn at random")
     lr: float = option(0.0, "learning rate; 0: the method's usual one, for lora 5e-4, for full 5e-5")
     epochs: float = option(1.0, "times the data is seen, unless minutes or steps are given")
-    minutes: float = option(0.0, "time budget; the number of steps is worked out from the first ones")
+    minutes: float = option(0.0, "time budget, by which the number of steps is worked out")
     steps: int = option(0, "optimiser steps")
     batch_tokens: int = option(1024, "tokens in an optimiser step")
     max_length: int = option(1024, "most tokens of a record")
