@@ -186,6 +186,18 @@ def test_who_leaves_ends_the_answer(url: str, stage: Stage) -> None:
     assert stage.endless.ended.wait(5)
 
 
+def test_an_answer_that_breaks_off_is_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("nobody foresaw it")
+
+    monkeypatch.setattr("ladderlm.serve.server._event", broken)
+    with connected(url) as connection:
+        connection.response.create(model="scripted", input="x")
+        (error,) = events(connection)
+        assert (error.type, error.status) == ("error", 500)
+        assert "foresaw" not in error.error.message
+
+
 def test_a_key_is_asked_for_and_may_be_taken_back() -> None:
     one, text = accounts.create_key("one", scopes=("chat",))
     _, other = accounts.create_key("two", scopes=("embed",))

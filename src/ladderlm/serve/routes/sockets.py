@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
-from ladderlm.errors import UsageError
+from ladderlm.errors import LadderError, UsageError
 from ladderlm.serve import answers
 from ladderlm.serve.responses import Latest
 from ladderlm.serve.wire.base import Object
@@ -81,7 +81,7 @@ class _Lane:
             await self._answer(await self.waiting.get())
 
     async def _answer(self, body: Object) -> None:
-        data, sent, status, rest = json.dumps(body).encode(), False, 500, b""
+        data, sent, status, rest, ended = json.dumps(body).encode(), False, 500, b"", False
 
         async def receive() -> Message:
             nonlocal sent
@@ -92,7 +92,7 @@ class _Lane:
             return {"type": "http.disconnect"}
 
         async def send(message: Message) -> None:
-            nonlocal status, rest
+            nonlocal status, rest, ended
             if message["type"] == "http.response.start":
                 status = message["status"]
                 return
@@ -100,19 +100,23 @@ class _Lane:
             if status == 200:
                 *events, rest = rest.split(b"\n\n")
                 for event in events:
-                    await self._pass_on(event)
+                    ended = await self._pass_on(event)
             elif not message.get("more_body", False):
                 await _tell(self._socket, status, json.loads(rest), self._name)
+                ended = True
 
         await self._socket.app(_scope(self._socket.scope, self._latest), receive, send)
+        if not ended:
+            await _tell(self._socket, 500, answers.error_body(LadderError("the answer was broken off")), self._name)
 
-    async def _pass_on(self, event: bytes) -> None:
-        """A server-sent event as a message. What has no name is the end, or an error after the first event."""
+    async def _pass_on(self, event: bytes) -> bool:
+        """A server-sent event as a message; whether it is the last, which has no name: the end, or an error."""
         name, _, data = event.partition(b"data: ")
         if name:
             await _say(self._socket, data.decode(), self._name)
         elif data != b"[DONE]":
             await _tell(self._socket, 500, json.loads(data), self._name)
+        return not name
 
 
 def _asked(message: Message) -> tuple[Object, str | None]:
