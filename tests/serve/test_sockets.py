@@ -144,9 +144,12 @@ def test_reading_ahead_says_nothing(url: str, stage: Stage) -> None:
         assert [e.type for e in told] == ["response.created", "response.in_progress", "response.completed"]
         assert told[-1].response.output == []
         assert stage.scripted.asked[-1][1].max_tokens == 0
+        connection.response.create(model="scripted", input=[], instructions="be brief", generate=False)
+        assert events(connection)[-1].type == "response.completed"
         connection.response.create(model="scripted", input="two", previous_response_id=told[-1].response.id)
         events(connection)
     assert [m.text for m in stage.scripted.asked[-1][0].messages] == ["one", "two"]
+    assert len(stage.scripted.asked) == 2
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,13 @@ def named(items: Sequence[Object]) -> list[Object]:
     return out
 
 
-def conversation(items: Sequence[Object], instructions: str | None, tools: tuple[Tool, ...]) -> Conversation:
-    """What the model reads. What anybody but the user says in a row is one turn, thoughts and calls included."""
+def conversation(
+    items: Sequence[Object], instructions: str | None, tools: tuple[Tool, ...], *, answered: bool = True
+) -> Conversation:
+    """What the model reads. What anybody but the user says in a row is one turn, thoughts and calls included.
+
+    Raises UsageError where it is to be answered and there is nothing to answer.
+    """
     turns: list[tuple[str, list[Part]]] = [("system", [Text(instructions)])] if instructions else []
     for item in items:
         role, parts = _parts(item)
@@ -71,6 +76,8 @@ def conversation(items: Sequence[Object], instructions: str | None, tools: tuple
         else:
             turns.append((role, parts))
     messages = tuple(Message(role, tuple(parts)) for role, parts in turns)  # type: ignore[arg-type]
+    if not answered:
+        return Conversation(messages, tools)
     if not any(m.role != "system" for m in messages):
         raise UsageError("there is nothing to answer", where="input")
     if messages[-1].role == "assistant" and any(not isinstance(p, Text) for p in messages[-1].parts):

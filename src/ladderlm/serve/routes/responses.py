@@ -51,7 +51,7 @@ async def create_response(body: ResponseBody, request: Request, server: Here, wh
     latest: Latest | None = getattr(request.state, "latest", None)  # of a connection
     known = {} if latest is None else latest.known
     read = await _read(server, name, body, owner, body.instructions, body.offer[0], known)
-    start = _start(server, name, read.talk, sampling, body)
+    start = _start(server, name, read.talk, sampling, body) if _to_read(read.talk) else _nothing
     answering = Answering(body, name)
 
     async def keep() -> None:
@@ -202,10 +202,20 @@ async def _read(
     elif belongs is not None:
         where = "conversation"
         said = [*await server.call(partial(conversations.items, owner, belongs)), *items]
-    talk = responses.conversation(said, instructions, tools)
+    silent = isinstance(body, ResponseBody) and body.generate is False
+    talk = responses.conversation(said, instructions, tools, answered=not silent)
     if stored:
         talk = images.again(talk, sees=server.models.sees(name), where=where)
     return _Read(items, said, talk, belongs)
+
+
+def _to_read(talk: Conversation) -> bool:
+    """Whether a chat's template has what it begins with. What is not to be answered may lack it."""
+    return any(message.role != "system" for message in talk.messages)
+
+
+def _nothing(cancel: Cancel) -> Iterator[Delta]:
+    return iter(())
 
 
 def _start(server: Server, name: str, talk: Conversation, sampling: Sampling, body: ResponseBody) -> Start:
