@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag
+from pydantic_core import CoreSchema
 
 from ladderlm.errors import UsageError
 from ladderlm.serve.wire.base import AsWhole, Detail, Object, Ranked, See, Whole, Wire, blind
@@ -107,6 +108,14 @@ def _kind(item: Any) -> Any:
     return item.get("type") or ("message" if "role" in item or "content" in item else "item_reference")
 
 
+class _Told:
+    """A message with an id fits a reference too, so that in the schema they are any of these, not one of them."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> Object:
+        schema = handler(core)
+        return {"anyOf": schema.pop("oneOf"), **schema}
+
+
 Item = Annotated[
     Annotated[MessageItem, Tag("message")]
     | Annotated[FunctionCallItem, Tag("function_call")]
@@ -120,6 +129,7 @@ Item = Annotated[
         custom_error_message="not a message, function_call, function_call_output, reasoning, compaction or "
         "item_reference item",
     ),
+    _Told(),
 ]
 
 
