@@ -214,6 +214,17 @@ def tuning(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
 def serving(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
     """Lines about the server."""
     rows = []
+    if (load := found.get("load")) and "llama-server" in load["clients_8"]:
+        for clients in (8, 32):
+            ours, peer = (load[f"clients_{clients}"][name] for name in ("ladderlm", "llama-server"))
+            line = (
+                f"{ours['tokens_per_second']:.0f} tok/s, {ours['tokens_per_second'] / peer['tokens_per_second']:.1f} x "
+                f"llama-server; first token (p95) {ours['first_p95']:.2f} s, there {peer['first_p95']:.2f} s"
+            )
+            rows.append((f"{clients} clients of the default model, {load['threads']} threads", line, "load"))
+    if k := found.get("chaos"):
+        line = f"{k['lost']} of {k['acknowledged']} acknowledged files lost; up again in {k['restart_seconds']} s"
+        rows.append((f"killed {k['kills']} times amid 100 streams", line, "chaos"))
     if c := found.get("clients"):
         calls = [how for client in c["routes"].values() for how in client.values()]
         line = f"{calls.count('ok')} of {len(calls)}; lm-eval over HTTP as in process"

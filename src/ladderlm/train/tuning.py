@@ -33,7 +33,7 @@ from ladderlm.train.settings import LORAS, METHODS, SOFT
 
 LAST_LAYERS = 2  # of method last, where no number is given
 # Usual learning rates: that of lora or full times this.
-RATES = {"ia3": 10.0, "prompt": 20.0, "prefix": 10.0, "head": 10.0}
+RATES = {"ia3": 10.0, "prompt": 20.0, "prefix": 30.0, "head": 10.0}
 WEIGHTS = ("head", "last", "full")  # methods that train the model's own weights
 
 
