@@ -209,6 +209,9 @@ def test_a_key_is_asked_for_and_may_be_taken_back() -> None:
             headers = {} if key is None else {"Authorization": f"Bearer {key}"}
             with pytest.raises(InvalidStatus, match=str(status)):
                 raw(url, **headers).close()
+        counted = httpx.get(f"{url}/metrics").text
+        assert 'status="401"} 2.0' in counted
+        assert 'status="403"} 1.0' in counted
         with connected(url, text) as connection:
             connection.response.create(model="echo", input="x")
             assert events(connection)[-1].type == "response.completed"

@@ -123,7 +123,7 @@ class Trails:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await (self._app if scope["type"] == "lifespan" else self._connect)(scope, receive, send)
             return
         trail = _begin(scope)
         if self._body and not trail.path.startswith(_UNSEEN):
@@ -148,10 +148,26 @@ class Trails:
             trail.held.clear()
             if trail.body is not None:
                 trail.body = _without_images(trail.body)[:_SEEN]
-            trail.seconds = time.monotonic() - trail.began
-            trail.route = getattr(scope.get("route"), "path", "none")
-            self._ended(trail)
-            _log(trail)
+            self._end(trail, scope)
+
+    def _end(self, trail: Trail, scope: Scope) -> None:
+        trail.seconds = time.monotonic() - trail.began
+        trail.route = getattr(scope.get("route"), "path", "none")
+        self._ended(trail)
+        _log(trail)
+
+    async def _connect(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A WebSocket that is refused is a request that failed. What is asked for over others passes here by itself."""
+        trail = _begin({**scope, "method": "GET"})
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "websocket.http.response.start":
+                trail.status = message["status"]
+            await send(message)
+
+        await self._app(scope, receive, answer)
+        if trail.status:
+            self._end(trail, scope)
 
 
 async def _apologise(send: Send, error: Exception) -> None:

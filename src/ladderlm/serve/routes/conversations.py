@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from fastapi import APIRouter, Response
@@ -16,8 +17,9 @@ from ladderlm.serve.wire.conversations import (
     ConversationDeleted,
     ConversationObject,
     ItemsBody,
+    shown,
 )
-from ladderlm.serve.wire.responses import ItemList
+from ladderlm.serve.wire.responses import Item, ItemList
 
 router = APIRouter(prefix="/v1/conversations", tags=["responses"])
 
@@ -26,7 +28,7 @@ router = APIRouter(prefix="/v1/conversations", tags=["responses"])
 async def create_conversation(server: Here, who: Caller, body: ConversationBody | None = None) -> Response:
     """A conversation, with what it begins with."""
     body = body or ConversationBody()
-    items = await _items(server, who.user, body)
+    items = await _items(server, who.user, body.items or ())
     return JSONResponse(await server.call(partial(conversations.create, who.user, items, body.metadata)))
 
 
@@ -52,7 +54,7 @@ async def delete_conversation(id: str, server: Here, who: Caller) -> Response:
 @router.post("/{id}/items", responses={200: {"model": ItemList}})
 async def add_items(id: str, body: ItemsBody, server: Here, who: Caller) -> Response:
     """Puts items at the end."""
-    items = await _items(server, who.user, body)
+    items = await _items(server, who.user, body.items)
     await server.call(partial(conversations.append, who.user, id, items))
     return JSONResponse(page_of(items, len(items), None))
 
@@ -78,8 +80,8 @@ async def delete_item(id: str, item: str, server: Here, who: Caller) -> Response
     return JSONResponse(await server.call(partial(conversations.remove, who.user, id, item)))
 
 
-async def _items(server: Server, owner: str, body: ItemsBody) -> list[Object]:
-    items = body.plain()
+async def _items(server: Server, owner: str, given: Sequence[Item]) -> list[Object]:
+    items = shown(given)
     if any(item["type"] == "item_reference" for item in items):
         items = await server.call(partial(responses.referred, owner, items))
     return responses.named(items)

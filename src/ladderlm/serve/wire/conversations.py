@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -16,18 +17,14 @@ from ladderlm.types import Image
 class ItemsBody(Wire):
     items: Annotated[list[Item], Field(max_length=MAX_ITEMS)]
 
-    def plain(self) -> list[Object]:
-        """The items as plain ones. Raises UsageError for images, which come with a response."""
-        return plain_items(self.items or (), "items", _unseen)
+
+class ConversationBody(Wire):
+    items: Annotated[list[Item], Field(max_length=MAX_ITEMS)] | None = None
+    metadata: Metadata | None = None
 
 
 class ConversationChange(Wire):
     metadata: Metadata | None
-
-
-class ConversationBody(ItemsBody):
-    items: Annotated[list[Item], Field(max_length=MAX_ITEMS)] | None = None  # type: ignore[assignment]
-    metadata: Metadata | None = None
 
 
 class ConversationObject(Wire):
@@ -41,6 +38,11 @@ class ConversationDeleted(Wire):
     id: str
     object: Literal["conversation.deleted"]
     deleted: Literal[True]
+
+
+def shown(items: Sequence[Item]) -> list[Object]:
+    """The items as plain ones. Raises UsageError for images."""
+    return plain_items(items, "items", _unseen)
 
 
 def _unseen(url: str, where: str) -> Image:
