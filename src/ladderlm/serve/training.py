@@ -29,7 +29,7 @@ SAMPLED = 200  # rows whose tokens are counted
 BLOCK, GAPS = 256, 1.9
 # The usual rates of LoRA and of full training, which a learning_rate_multiplier multiplies; other methods beside them.
 RATES = {"supervised": (5e-4, 5e-5), "dpo": (1e-4, 1e-5), "reinforcement": (2e-4, 2e-6)}
-TIMES = {"ia3": 10.0, "prompt": 20.0, "prefix": 10.0, "head": 10.0}
+TIMES = {"ia3": 10.0, "prompt": 20.0, "prefix": 30.0, "head": 10.0}
 WEIGHTS = ("head", "last", "full")
 OUTPUT = re.compile(r"\s*\{\{\s*sample\.output_text\s*\}\}\s*")
 ITEM = re.compile(r"\{\{\s*item\.([\w.]+)\s*\}\}")
