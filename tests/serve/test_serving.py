@@ -14,7 +14,7 @@ import time
 import httpx
 import pytest
 
-from ladderlm.errors import AuthError, PortInUse, UsageError
+from ladderlm.errors import AuthError, NotFound, PortInUse, UsageError
 from ladderlm.serve.run import ServeConfig, bind, run
 
 pytest.importorskip("uvicorn")
@@ -46,6 +46,15 @@ def test_beyond_this_machine_a_key_is_needed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("LADDERLM_API_KEY", raising=False)
     with pytest.raises(AuthError, match="LADDERLM_API_KEY"):
         run(ServeConfig(models=("echo",), host="0.0.0.0"))
+
+
+@pytest.mark.parametrize(
+    "more", [{"models": ("no-such-model",)}, {"models": ("echo", "./nowhere.gguf")}, {"models": ("echo+nowhere",)},
+             {"models": ("echo",), "draft": "no-such-model"}],
+)  # fmt: skip
+def test_a_model_that_is_not_there_is_told_before_anything_listens(more: dict[str, object]) -> None:
+    with pytest.raises(NotFound, match="no such"):
+        run(ServeConfig(**more))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wrong", [{"port": 70000}, {"host": "no.such.host.invalid."}, {"keep": 0}])

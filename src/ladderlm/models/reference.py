@@ -32,6 +32,16 @@ def open_model(ref: str) -> ModelFiles:
     return _open_path(locate(ref) or _fetch(ref), ref)
 
 
+def check(ref: str) -> None:
+    """Raises what `open_model` would, as far as that is seen without reading or fetching: NotFound, FormatError."""
+    if "hub:" in ref:
+        return
+    split = split_adapter(ref)
+    base = ref if split is None else split[0]
+    if locate(base) is None and base not in CATALOGUE:
+        raise _missing(base)
+
+
 @dataclass(frozen=True, eq=False)
 class Adapted:
     """A base with an adapter that is not merged: `files` is named and hashed as both, its weights are the base's."""
@@ -117,11 +127,16 @@ def _fetch(ref: str) -> Path:
         return download(ref[4:])
     if ref in CATALOGUE:
         return pull(ref)
-    looks_like_path = "/" in ref or "\\" in ref or ref.endswith(".gguf")
+    raise _missing(ref)
+
+
+def _missing(ref: str) -> NotFound | FormatError:
+    """Why nothing is found under `ref`."""
     if Path(ref).expanduser().exists():
-        raise FormatError("no model here", where=ref, cure="a model is a folder with config.json, or a .gguf file")
+        return FormatError("no model here", where=ref, cure="a model is a folder with config.json, or a .gguf file")
+    looks_like_path = "/" in ref or "\\" in ref or ref.endswith(".gguf")
     known = [*CATALOGUE, *(p.name for p in store.models_dir().glob("*"))]
-    raise NotFound(f"no such model {ref!r}", cure="check the path" if looks_like_path else nearest(ref, known))
+    return NotFound(f"no such model {ref!r}", cure="check the path" if looks_like_path else nearest(ref, known))
 
 
 def _open_path(path: Path, ref: str) -> ModelFiles:

@@ -26,6 +26,7 @@ from ladderlm.serve.images import Images
 from ladderlm.serve.log import RequestLog
 from ladderlm.serve.models import Models
 from ladderlm.serve.upstream import Upstream
+from ladderlm.talk import check
 from ladderlm.talk.device import DEVICE, DRAFT, KV_CACHE_DTYPE, KV_CACHE_MB
 from ladderlm.types import KVType
 
@@ -123,6 +124,8 @@ def _models(config: ServeConfig) -> tuple[Models, int]:
     """The models on offer, and how many of the named are opened at the start."""
     upstreams = [Upstream.parse(text) for text in config.upstream]
     refs = config.models or ((config.default or DEFAULT_MODEL,) if not upstreams else ())
+    for ref in (*config.models, *filter(None, (config.draft,))):
+        check(ref)
     keep = config.keep or (KEEP if config.memory is None else 2**31)
     models = Models(
         refs, default=config.default or None, keep=keep,

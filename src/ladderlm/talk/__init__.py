@@ -69,6 +69,14 @@ def sees(ref: str) -> bool:
     return ref.startswith(_REMOTE)
 
 
+def check(ref: str) -> None:
+    """Raises what `open_chat` would for a local model that is not there; nothing is read, fetched or called."""
+    from ladderlm.models import reference
+
+    if ref != "echo" and not ref.startswith(_REMOTE):
+        reference.check(ref)
+
+
 def open_chat(
     ref: str,
     *,
