@@ -351,15 +351,14 @@ def test_graders_that_cannot_be(tmp_path: Path) -> None:
 
 def test_the_rates_that_are_multiplied_are_those_of_the_commands() -> None:
     pytest.importorskip("torch")
-    from ladderlm.train import finetune, tuning
+    from ladderlm.train import finetune
 
-    assert training.RATES["supervised"] == (finetune.LORA_LR, finetune.FULL_LR)
-    assert (training.TIMES, training.WEIGHTS) == (tuning.RATES, tuning.WEIGHTS)
+    assert training.USUAL["supervised"] == (finetune.LORA_LR, finetune.FULL_LR)
     for kind, module in (("dpo", "dpo"), ("reinforcement", "grpo")):
         source = inspect.getsource(importlib.import_module(f"ladderlm.train.{module}"))
         found = re.search(r"lora_lr=([\de-]+), full_lr=([\de-]+)", source)
         assert found is not None
-        assert training.RATES[kind] == (float(found[1]), float(found[2]))
+        assert training.USUAL[kind] == (float(found[1]), float(found[2]))
 
 
 def test_every_setting_is_one_of_the_command(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from ladderlm.models.folder import ModelFiles
 from ladderlm.serve.files import File
 from ladderlm.serve.wire.jobs import Estimate, JobBody, Reinforcement, StringCheck
 from ladderlm.text.render import render
+from ladderlm.train.settings import RATES, WEIGHTS
 from ladderlm.types import Record
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".conll", ".txt")
@@ -27,10 +28,8 @@ SHOWN = 5  # bad rows in a message
 SAMPLED = 200  # rows whose tokens are counted
 # nn.loss.ROWS and train.memory.GROWTH, which cannot be had without loading torch into the server.
 BLOCK, GAPS = 256, 1.9
-# The usual rates of LoRA and of full training, which a learning_rate_multiplier multiplies; other methods beside them.
-RATES = {"supervised": (5e-4, 5e-5), "dpo": (1e-4, 1e-5), "reinforcement": (2e-4, 2e-6)}
-TIMES = {"ia3": 10.0, "prompt": 20.0, "prefix": 30.0, "head": 10.0}
-WEIGHTS = ("head", "last", "full")
+# The usual rates of LoRA and of full training, which a learning_rate_multiplier multiplies.
+USUAL = {"supervised": (5e-4, 5e-5), "dpo": (1e-4, 1e-5), "reinforcement": (2e-4, 2e-6)}
 OUTPUT = re.compile(r"\s*\{\{\s*sample\.output_text\s*\}\}\s*")
 ITEM = re.compile(r"\{\{\s*item\.([\w.]+)\s*\}\}")
 
@@ -209,8 +208,8 @@ def command(body: JobBody, reference: str, material: Material, out: str, seed: i
             flags["batch_tokens"] = math.ceil(hyper.batch_size * material.mean_tokens)
     method = (settings and settings.method) or "lora"
     if isinstance(hyper.learning_rate_multiplier, float):
-        low, full = RATES[body.kind]
-        usual = (full if method in WEIGHTS else low) * TIMES.get(method, 1.0)
+        low, full = USUAL[body.kind]
+        usual = (full if method in WEIGHTS else low) * RATES.get(method, 1.0)
         flags["lr"] = hyper.learning_rate_multiplier * usual
     beta = getattr(hyper, "beta", None)
     if isinstance(beta, float):

@@ -39,8 +39,8 @@ from ladderlm.train.loop import fit
 from ladderlm.train.page import Page
 from ladderlm.train.pairs import Pair, PairBatch, load, pair_batch, thought_of, with_reference
 from ladderlm.train.result import Result, check_finished, conclude, describe_data, destination
-from ladderlm.train.settings import SOFT, AlignConfig
-from ladderlm.train.tuning import WEIGHTS, prepare, room, save_tuned
+from ladderlm.train.settings import SOFT, WEIGHTS, AlignConfig
+from ladderlm.train.tuning import prepare, room, save_tuned
 from ladderlm.train.watching import watch
 from ladderlm.types import Run
 

@@ -28,8 +28,7 @@ from ladderlm.train.aligning import two_sides
 from ladderlm.train.checks import Checks, Reward, checkable
 from ladderlm.train.reward import ScoredBy
 from ladderlm.train.rollout import Answer, Order, Prompt, Roller, answers_batch, load_prompts, pieces
-from ladderlm.train.settings import AlignConfig
-from ladderlm.train.tuning import WEIGHTS
+from ladderlm.train.settings import WEIGHTS, AlignConfig
 from ladderlm.types import Record, Run
 
 B = TypeVar("B")

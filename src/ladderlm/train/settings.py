@@ -14,6 +14,9 @@ from ladderlm.types import Value
 
 METHODS = ("lora", "rslora", "dora", "qlora", "ia3", "prompt", "prefix", "head", "last", "full")
 LORAS, SOFT = METHODS[:4], METHODS[5:7]
+WEIGHTS = METHODS[7:]  # which train the model's own weights
+# Usual learning rates: that of lora or full times this.
+RATES = {"ia3": 10.0, "prompt": 20.0, "prefix": 30.0, "head": 10.0}
 SCHEDULES = ("wsd", "cosine")
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
 OBJECTIVES = ("causal", "fim", "mlm", "mlm+nsp", "spans")

@@ -29,12 +29,9 @@ from ladderlm.nn.tuned import Model, layers_of, merged_state
 from ladderlm.train.device import on_processor
 from ladderlm.train.optim import Optimiser
 from ladderlm.train.result import destination
-from ladderlm.train.settings import LORAS, METHODS, SOFT
+from ladderlm.train.settings import LORAS, METHODS, RATES, SOFT, WEIGHTS
 
 LAST_LAYERS = 2  # of method last, where no number is given
-# Usual learning rates: that of lora or full times this.
-RATES = {"ia3": 10.0, "prompt": 20.0, "prefix": 30.0, "head": 10.0}
-WEIGHTS = ("head", "last", "full")  # methods that train the model's own weights
 
 
 class Tuning(Protocol):
